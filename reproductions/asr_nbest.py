@@ -33,7 +33,7 @@ from transcripts import oracle_word_error_rate, rover, word_errors
 
 import likely
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir, file_sha256, fingerprint
+from likely.io.hashes import file_sha256, fingerprint
 from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import bootstrap_ratio, interval
 from likely.prompting.speech.intent import SpokenIntentClassifier, training_pairs
@@ -342,15 +342,14 @@ def measure(options: argparse.Namespace) -> Evidence:
     )
     with likely.load("smollm2", runtime="torch", threads=1) as lm:
         return study(
-            lm, train, test, plan, keep=options.keep, full=options.full, data=[*data_sources(FILES), made],
+            lm, train, test, plan, keep=options.kept, full=options.full, data=[*data_sources(FILES), made],
             models=[model_source("smollm2")],
         )  # fmt: skip
 
 
 def main() -> None:
-    parser = arguments(full="all utterances and ways, more steps", quick="few steps and utterances")
+    parser = arguments(full="all utterances and ways, more steps", quick="few steps and utterances", kept="asr_nbest")
     parser.add_argument("--lists", type=Path, default=default_file(), help="the file of spoken_lists.py")
-    parser.add_argument("--keep", type=Path, default=cache_dir() / "asr_nbest", help="folder of adapters and scores")
     run_study(parser, measure)
 
 

@@ -363,7 +363,7 @@ def measure(options: argparse.Namespace) -> Evidence:
     long: Any = calibration_set(DATA, tokenizer, windows=1, length=8192 if options.full else 2048).input_ids[0]
     return study(
         module, tokenizer, data, others, calibration, long, full=options.full,
-        models=[model_source("smollm2")], sources=data_sources(FILES), keep=options.keep,
+        models=[model_source("smollm2")], sources=data_sources(FILES), keep=options.kept,
     )  # fmt: skip
 
 
@@ -371,7 +371,7 @@ def main() -> None:
     parser = arguments(
         full="8,400 tokens for the forms of the claim, a text of 8,192 tokens", threads="of the processor"
     )
-    parser.add_argument("--keep", type=Path, help="folder where numbers are kept and read from the next time")
+    parser.add_argument("--kept", type=Path, help="folder where numbers are kept and read from the next time")
     run_study(parser, measure)
 
 

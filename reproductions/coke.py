@@ -41,7 +41,6 @@ from likely.audit.standard import told_cases
 from likely.data import load_records
 from likely.errors import DataError
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.metrics.paired import PairedDifference, paired_difference
 from likely.scoring.likelihood import surface_lengths
 
@@ -290,9 +289,9 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> None:
     parser = arguments(
-        full="whole sequences, two wordings", quick="a smoke run: 3 proteins, one model", threads="of the runtime"
-    )
-    parser.add_argument("--kept", type=Path, default=cache_dir() / "coke", help="folder of what was measured")
+        full="whole sequences, two wordings", quick="a smoke run: 3 proteins, one model", threads="of the runtime",
+        kept="coke",
+    )  # fmt: skip
     run_study(parser, measure)
 
 

@@ -96,7 +96,7 @@ def size_and_cells(options: argparse.Namespace, *, quick: Size, smoke: Size, ful
 
     torch.set_num_threads(options.threads)
     size = full if options.full else smoke if options.quick else quick
-    return size, Cells(options.cells, json.loads(json.dumps(asdict(cast(Any, size)))))
+    return size, Cells(options.kept, json.loads(json.dumps(asdict(cast(Any, size)))))
 
 
 class ExitAt:

@@ -7,8 +7,6 @@ SmolLM2-135M loses its causal mask (annealed) in a few steps on the same text; i
   python reproductions/diffusion_text.py            1 seed
   python reproductions/diffusion_text.py --full     3 seeds, more steps; adaptation without annealing, too
   python reproductions/diffusion_text.py --quick    tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -276,7 +274,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="more seeds and steps", quick="tiny", threads="of torch", cells=NAME)
+    parser = arguments(full="more seeds and steps", quick="tiny", threads="of torch", kept=f"studies/{NAME}.jsonl")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

@@ -504,7 +504,7 @@ def measure(options: argparse.Namespace) -> Evidence:
         subject_of("Gemma 3 270M", "gemma3", sizes[1], options.threads),
     ]
     return study(
-        subjects, lambda: wide_runtime(256, 8) if options.quick else wide_runtime(), cells=Cells(options.cells),
+        subjects, lambda: wide_runtime(256, 8) if options.quick else wide_runtime(), cells=Cells(options.kept),
         models=[model_source("smollm2"), model_source("gemma3")], data=data_sources(FILES), full=options.full,
         threads=options.threads,
     )  # fmt: skip
@@ -512,7 +512,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> Evidence | None:
     parser = arguments(full="twice as many tokens and prompts", quick="a few tokens", threads="of torch")
-    parser.add_argument("--cells", type=Path, help="a file that keeps what is measured, to go on from there")
+    parser.add_argument("--kept", type=Path, help="a file that keeps what is measured, to go on from there")
     return run_study(parser, measure)
 
 

@@ -7,7 +7,7 @@ that cost model.  Then a plan is executed by 4 processes on this machine: its gr
   python reproductions/flexsp.py            30 batches, GPT-7B
   python reproductions/flexsp.py --full     100 batches, and 30 each of GPT-13B and GPT-30B
 
-A row per batch in --cells FILE: a run that was cut off goes on there.
+A row per batch in the --kept file: a run that was cut off goes on there.
 """
 
 from __future__ import annotations
@@ -255,12 +255,12 @@ def measure(options: argparse.Namespace) -> Evidence:
         own = length_batches(lengths, BATCH, longest=longest, multiple=MULTIPLE)
         batches[model] = [next(own).tolist() for _ in range(count)]
     settings = {"devices": DEVICES, "batch": BATCH, "nodes": LIMITS.nodes, "gap": LIMITS.gap}
-    cells = Cells(options.cells, settings)
+    cells = Cells(options.kept, settings)
     return study(batches, cells, full=options.full, data=data_sources([DATA]))
 
 
 def main() -> None:
-    parser = arguments(full="100 batches, and the two larger models", cells="flexsp")
+    parser = arguments(full="100 batches, and the two larger models", kept="studies/flexsp.jsonl")
     run_study(parser, measure)
 
 

@@ -9,8 +9,6 @@ after as many calls as FreeDave takes.
   python reproductions/freedave.py --full     4 seeds, more puzzles
   python reproductions/freedave.py --quick    tiny, no result is written
   python reproductions/freedave.py --timing   wall time of single puzzles too
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -239,7 +237,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", cells=NAME)
+    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", kept=f"studies/{NAME}.jsonl")
     parser.add_argument("--timing", action="store_true", help="measure wall time of single puzzles")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

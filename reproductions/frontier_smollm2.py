@@ -9,7 +9,7 @@ prompts.  Best-of-N takes the best of N samples of the untrained model there, at
   python reproductions/frontier_smollm2.py --full    3 seeds, 256 + 128 prompts
   python reproductions/frontier_smollm2.py --quick   a smoke run
 
-What is finished stands in --cells, so that a run that was stopped goes on.
+What is finished stands in --kept, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -259,16 +259,17 @@ def _conclude(
 
 def measure(options: argparse.Namespace) -> Evidence:
     size = FULL if options.full else TOY if options.quick else Size()
-    kept = KeptValues(None if options.quick else options.cells)
-    folder = options.cells.with_suffix(".full" if options.full else ".smoke" if options.quick else ".standard")
+    kept = KeptValues(None if options.quick else options.kept)
+    folder = options.kept.with_suffix(".full" if options.full else ".smoke" if options.quick else ".standard")
     sources = [model_source("smollm2"), *data_sources(DATA)]
     return study(size, kept, folder, full=options.full, threads=options.threads, sources=sources)
 
 
 def main() -> Evidence | None:
     parser = arguments(
-        full="3 seeds, 256 + 128 prompts", quick="a smoke run", threads="threads of torch", cells="frontier_smollm2"
-    )
+        full="3 seeds, 256 + 128 prompts", quick="a smoke run", threads="threads of torch",
+        kept="studies/frontier_smollm2.jsonl",
+    )  # fmt: skip
     return run_study(parser, measure)
 
 

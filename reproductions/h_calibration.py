@@ -322,7 +322,7 @@ def measure(options: argparse.Namespace) -> Evidence:
         if options.full:
             sets["CLINC150 intents"] = lambda: intents("intent")
         sets["CIFAR-10, VGG16"] = lambda: images(None if options.full else 3000)
-        sets["ARC-Easy, SmolLM2"] = lambda: option_scores("smollm2", source.sha256, 1400, options.keep)
+        sets["ARC-Easy, SmolLM2"] = lambda: option_scores("smollm2", source.sha256, 1400, options.kept)
     rows, steps, resamples = (200, 5, 10) if options.quick else (4000, 2000, 500) if options.full else (1200, 100, 200)
     return study(
         sets, fit_rows=rows, steps=steps, resamples=resamples, full=options.full,
@@ -333,7 +333,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> None:
     parser = arguments(full="all rows, also 150 intents, training to its end", quick="a smoke run without the model")
-    parser.add_argument("--keep", type=Path, help="folder where option scores are kept and read from the next time")
+    parser.add_argument("--kept", type=Path, help="folder where option scores are kept and read from the next time")
     run_study(parser, measure)
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,6 @@ import likely
 from likely.bench import refuse_busy
 from likely.data import load_records
 from likely.evidence import Evidence, Figure, Source, read_result, write_result
-from likely.io.hashes import cache_dir
 from likely.runtimes.protocol import IntArray
 from likely.runtimes.torch import PrefixLevel, shared_prefix_attention
 
@@ -281,7 +279,7 @@ def add_speed(options: argparse.Namespace) -> None:
     """Put times into the result, in place of what stood there."""
     if not options.even_if_busy:
         refuse_busy()
-    cells = Cells(options.cells, {"threads": options.threads, "rounds": options.rounds})
+    cells = Cells(options.kept, {"threads": options.threads, "rounds": options.rounds})
     found = speed(options, cells)
     print(figure_table(found.figures))
     before = read_result(options.out / f"{NAME}.json")
@@ -304,7 +302,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
     torch.set_num_threads(1)
     size = FULL if options.full else QUICK
     problems = list(islice(load_records("gsm8k"), 12 + size.branches + size.questions))
-    cells = Cells(options.cells, {"full": options.full})
+    cells = Cells(options.kept, {"full": options.full})
     with likely.load("smollm2", runtime="torch", threads=1, context=16384) as lm:
         evidence = study(
             lm, lambda: likely.load("gemma3", runtime="torch", threads=1, context=8192), problems, size, cells,
@@ -315,16 +313,10 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more questions, longer answers", threads="of --speed")
+    parser = arguments(full="more questions, longer answers", threads="of --speed", kept="hydragen-cells.jsonl")
     parser.add_argument("--speed", action="store_true", help="measure times and add them to the result")
     parser.add_argument("--rounds", type=int, default=5, help="of --speed")
     parser.add_argument("--even-if-busy", action="store_true", help="measure times while other programs run")
-    parser.add_argument(
-        "--cells",
-        type=Path,
-        default=cache_dir() / "hydragen-cells.jsonl",
-        help="what a run that was cut off goes on from",
-    )
     run_study(parser, measure)
 
 

@@ -368,11 +368,11 @@ def measure(options: argparse.Namespace) -> Evidence | None:
             print(f"{key}: {1e3 * seconds:.1f} ms a layer and step, 5 ms added to every message")
         return None
     settings = {"width": WIDTH, "lengths": lengths, "processes": list(PROCESSES)}
-    return study(lengths, 203, Cells(options.cells, settings), full=options.full)
+    return study(lengths, 203, Cells(options.kept, settings), full=options.full)
 
 
 def main() -> None:
-    parser = arguments(full="longer sequences", cells="lasp2")
+    parser = arguments(full="longer sequences", kept="studies/lasp2.jsonl")
     parser.add_argument("--timing", action="store_true", help="seconds with delayed messages, in place of the study")
     run_study(parser, measure)
 

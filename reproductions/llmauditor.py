@@ -51,7 +51,6 @@ from likely.audit.report import AuditReport
 from likely.audit.standard import FRAMES, RULES, framed_probes
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import mean_interval
 
@@ -219,8 +218,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> None:
     parser = arguments(full="200 questions of each set, 5 probes", quick="a smoke run: 6 questions, 1 probe",
-                       threads="of the runtimes")  # fmt: skip
-    parser.add_argument("--kept", type=Path, default=cache_dir() / "llmauditor", help="folder of what was measured")
+                       threads="of the runtimes", kept="llmauditor")  # fmt: skip
     run_study(parser, measure)
 
 

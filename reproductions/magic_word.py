@@ -8,7 +8,7 @@ the native runtime; the gradients come from the same file in torch.
   python reproductions/magic_word.py          12 states, 2 of them by rank
   python reproductions/magic_word.py --full   50 states, 8 states by rank
 
-A run that was stopped goes on where it was: each search is one line of the --rows file.
+A run that was stopped goes on where it was: each search is one line of the --kept file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ from likely.audit.reach import (
 )
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.models.load import load_local
 from likely.runtimes.protocol import Runtime
 from likely.tokenizers.protocol import Tokenizer
@@ -265,17 +264,14 @@ def measure(options: argparse.Namespace) -> Evidence:
     text = "\n".join(row["text"] for row in load_records("wikitext2", "test"))
     sizes = Sizes(50, 8, 8) if options.full else Sizes(12, 2, 2)
     return study(
-        loaded.runtime, loaded.tokenizer, gradient, text, sizes, module=gradient.module, rows=options.rows,
+        loaded.runtime, loaded.tokenizer, gradient, text, sizes, module=gradient.module, rows=options.kept,
         sources=[model_source("smollm2")], data=data_sources([("wikitext2", "test")]), full=options.full,
         threads=options.threads, report=report,
     )  # fmt: skip
 
 
 def main() -> Evidence | None:
-    parser = arguments(full="50 states, 8 of them by rank", threads="threads of the model")
-    parser.add_argument(
-        "--rows", type=Path, default=cache_dir() / "magic_word.jsonl", help="file of the searches that are done"
-    )
+    parser = arguments(full="50 states, 8 of them by rank", threads="threads of the model", kept="magic_word.jsonl")
     return run_study(parser, measure)
 
 

@@ -33,7 +33,6 @@ from likely.bench.sequence import (
 )
 from likely.bench.sequence.learning import build_model
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir
 from likely.io.whole_file import write_whole_file
 
 S4D, MAMBA2, ATTENTION = ROWS = ("s4d", "mamba2", "attention")
@@ -200,13 +199,13 @@ def measure(options: argparse.Namespace) -> Evidence:
     if options.quick:
         return study(TOY, plot=options.plot, threads=options.threads)
     size = FULL if options.full else Size()
-    return study(size, kept=options.cells, plot=options.plot, threads=options.threads, full=options.full)
+    return study(size, kept=options.kept, plot=options.plot, threads=options.threads, full=options.full)
 
 
 def main() -> None:
-    parser = arguments(full="longer sequences, 1,200 steps", quick="a few steps", threads="of torch")
-    parser.add_argument("--cells", type=Path, default=cache_dir() / "mamba_360-cells.jsonl",
-                        help="finished cells are kept here, and a later run goes on")  # fmt: skip
+    parser = arguments(
+        full="longer sequences, 1,200 steps", quick="a few steps", threads="of torch", kept="mamba_360-cells.jsonl"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the learning curves here (.png, .svg)")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

@@ -11,8 +11,6 @@ singular value decomposition of d x d) and by the eigenvalues of the smaller Gra
   python reproductions/matrix_nuclear_norm.py --timing   the same and speed
   python reproductions/matrix_nuclear_norm.py --full     more windows, widths up to 512; with --timing d = 4,096, too
   python reproductions/matrix_nuclear_norm.py --quick    tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -365,7 +363,7 @@ def measure(options: argparse.Namespace) -> Evidence:
         refuse_busy()
     size = FULL if options.full else SMOKE if options.quick else QUICK
     settings = json.loads(json.dumps({**asdict(size), "timed": None}))
-    cells = Cells(options.cells, settings)
+    cells = Cells(options.kept, settings)
     files = data_sources((("wikitext2", "test"), ("tinyshakespeare", None)))
     return study(
         "smollm2", size, cells, full=options.full, timing=options.timing, sources=[model_source("smollm2")],
@@ -374,7 +372,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="the whole study", quick="tiny", threads="of torch", cells=NAME)
+    parser = arguments(full="the whole study", quick="tiny", threads="of torch", kept=f"studies/{NAME}.jsonl")
     parser.add_argument("--timing", action="store_true", help="measure speed, too, on a machine that does nothing else")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

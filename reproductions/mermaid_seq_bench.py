@@ -42,7 +42,6 @@ from likely.audit.mermaid.parser import parse_sequence
 from likely.audit.standard import spread_records
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.metrics.bootstrap import mean_interval
 
 MODELS = ("smollm2", "gemma3")
@@ -202,8 +201,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 def main() -> None:
     parser = arguments(full="96 flows, 640 tokens", quick="a smoke run: 2 flows, 24 tokens, one model",
-                       threads="of the runtime")  # fmt: skip
-    parser.add_argument("--kept", type=Path, default=cache_dir() / "mermaid_seq_bench", help="folder of the answers")
+                       threads="of the runtime", kept="mermaid_seq_bench")  # fmt: skip
     run_study(parser, measure)
 
 

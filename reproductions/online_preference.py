@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ from likely.alignment.online import (
 from likely.alignment.scores import Completion, completion_scores
 from likely.alignment.sources import FromPolicy, Prompt
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir, fingerprint
+from likely.io.hashes import fingerprint
 from likely.io.kept import KeptValues
 from likely.metrics.bootstrap import mean_interval
 from likely.runtimes.torch.runtime import TorchRuntime
@@ -527,16 +526,16 @@ def measure(options: argparse.Namespace) -> Evidence:
     torch.set_num_threads(1)
     started = time.perf_counter()
     sizes = SMALLEST if options.quick else FULL if options.full else Sizes()
-    path = None if options.quick else options.cells or cache_dir() / "online_preference.jsonl"
+    path = None if options.quick else options.kept
     lab = open_lab(settings=sizes.lab)
     return study(lab, Cells(KeptValues(path), sizes), sizes, full=options.full, started=started)
 
 
 def main() -> None:
     parser = arguments(
-        full="also sentiment, with a larger model and more steps", quick="a smoke run at the smallest size"
-    )
-    parser.add_argument("--cells", type=Path, help="file of finished cells; default: in the cache folder")
+        full="also sentiment, with a larger model and more steps", quick="a smoke run at the smallest size",
+        kept="online_preference.jsonl",
+    )  # fmt: skip
     run_study(parser, measure)
 
 

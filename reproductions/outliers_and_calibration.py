@@ -10,8 +10,6 @@ stands beside the spread between draws.  Then what the activations of SmolLM2 an
   python reproductions/outliers_and_calibration.py --full   9 texts of 4,096 tokens, 4,096 of WikiText-2 and of MBPP to
                                                             judge on, GPTQ of 3 and 4 bits and AWQ on both models
   python reproductions/outliers_and_calibration.py --quick  two texts, one draw, a few hundred tokens; not written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -295,7 +293,7 @@ def measure(options: argparse.Namespace) -> Evidence:
     size = FULL if options.full else SMOKE if options.quick else QUICK
     model = StudyModel.open("smollm2")
     model.name = ORIGINAL
-    path = None if options.quick else options.cells
+    path = None if options.quick else options.kept
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
     files = (*FILES, ("tinyshakespeare", None)) if options.full else FILES
@@ -308,7 +306,9 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="the whole grid", quick="two texts, few tokens", threads="of torch", cells=NAME)
+    parser = arguments(
+        full="the whole grid", quick="two texts, few tokens", threads="of torch", kept=f"studies/{NAME}.jsonl"
+    )
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

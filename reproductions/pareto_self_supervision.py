@@ -29,7 +29,7 @@ from study import arguments, conclude, data_sources, model_source, run_script, r
 import likely
 from likely.data import find_path, load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir, fingerprint
+from likely.io.hashes import fingerprint
 from likely.io.jsonl import chunked
 from likely.io.kept import KeptValues
 from likely.uncertainty.types import option_scores
@@ -408,9 +408,10 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="all test texts, more unlabelled ones, both models", quick="40 texts of each task")
-    kept = cache_dir() / "pareto_scores.jsonl"
-    parser.add_argument("--kept", type=Path, default=kept, help="file of the scores")
+    parser = arguments(
+        full="all test texts, more unlabelled ones, both models", quick="40 texts of each task",
+        kept="pareto_scores.jsonl",
+    )  # fmt: skip
     run_study(parser, measure)
 
 

@@ -51,7 +51,6 @@ from likely.audit.inversion import (
 )
 from likely.audit.standard import PROMPT_TEMPLATES, instruction_prompts
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.runtimes.protocol import Runtime
 
 STEPS = (1, 4, 16)
@@ -236,8 +235,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> Evidence | None:
-    parser = arguments(full="10,000 prompts", threads="threads of the model and of torch")
-    parser.add_argument("--kept", type=Path, default=cache_dir() / "pils", help="folder of trajectories")
+    parser = arguments(full="10,000 prompts", threads="threads of the model and of torch", kept="pils")
     return run_study(parser, measure)
 
 

@@ -31,7 +31,6 @@ from study import arguments, conclude, data_sources, figure_with, model_source, 
 import likely
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece
 from likely.metrics.bootstrap import interval
 from likely.metrics.checks import Floats
@@ -356,10 +355,8 @@ def measure(options: argparse.Namespace) -> Evidence:
 def main() -> None:
     parser = arguments(
         full="300 questions to learn from, 500 to test, a LoRA writer", quick="a smoke run: 6 and 6 questions",
-        threads="of the runtime",
+        threads="of the runtime", kept="prompt4trust",
     )  # fmt: skip
-    kept = cache_dir() / "prompt4trust"
-    parser.add_argument("--kept", type=Path, default=kept, help="folder of the answers that are kept")
     run_study(parser, measure)
 
 

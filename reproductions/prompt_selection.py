@@ -32,7 +32,6 @@ from study import arguments, conclude, data_sources, figure_with, model_source, 
 import likely
 from likely.data import find_path, load_arrays, load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.prompting.selection.answers import accuracy, f1_of_prompts, macro_f1
 from likely.prompting.selection.choosing import Calibration, calibrated_probs, select
 from likely.prompting.selection.criteria import best_prompt, probs_of_choice, prompt_values
@@ -337,7 +336,7 @@ def measure(options: argparse.Namespace) -> Evidence:
     sources = {name: model_source(name) for name in ("smollm2", "gemma3")}
     models = {name: partial(likely.load, name, runtime="native", threads=1) for name in sources}
     hashes = {name: source.sha256 for name, source in sources.items()}
-    sets = {OPT: published(), **score_sets(models, tasks(*size), hashes, options.keep, print)}
+    sets = {OPT: published(), **score_sets(models, tasks(*size), hashes, options.kept, print)}
     return study(
         sets, full=options.full, sources=list(sources.values()), data=data_sources(FILES),
         resamples=20 if options.quick else RESAMPLES, seconds=time.perf_counter() - started,
@@ -345,8 +344,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="more prompts and inputs", quick="few of them")
-    parser.add_argument("--keep", type=Path, default=cache_dir() / "prompt_selection", help="folder of the scores")
+    parser = arguments(full="more prompts and inputs", quick="few of them", kept="prompt_selection")
     run_study(parser, measure)
 
 

@@ -10,8 +10,6 @@ on average as with the fitted thresholds), and threshold decoding.
   python reproductions/prophet.py --full     4 seeds, more puzzles
   python reproductions/prophet.py --quick    tiny, no result is written
   python reproductions/prophet.py --plot F   curves as a picture (.png, .svg, .pdf), too
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -294,7 +292,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", cells=NAME)
+    parser = arguments(full="more seeds and puzzles", quick="tiny", threads="of torch", kept=f"studies/{NAME}.jsonl")
     parser.add_argument("--plot", type=Path, help="file of a picture of the curves")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

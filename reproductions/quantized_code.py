@@ -8,7 +8,7 @@ program with one fault.  WikiText-2 shows what calibrating on code costs elsewhe
   python reproductions/quantized_code.py             16 tasks, GPTQ, 2,048 tokens to calibrate on (8 min of one core)
   python reproductions/quantized_code.py --additive  also additive 2x8, and 3 bits on half and half (6 min more)
   python reproductions/quantized_code.py --full      all methods and sets in 2 draws of 8,192 tokens, 100 tasks
-  --cells FILE                                       a run that was stopped goes on there
+  --kept FILE                                        a run that was stopped goes on there
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def measure(options: argparse.Namespace) -> Evidence:
     torch.set_num_threads(options.threads)
     size = FULL if options.full else replace(QUICK, parts=QUICK.parts + MORE * options.additive)
     tasks = code_tasks(limit=size.tasks, run_mutants=True)
-    with CellFile(options.cells) as cells, tempfile.TemporaryDirectory() as folder:
+    with CellFile(options.kept) as cells, tempfile.TemporaryDirectory() as folder:
         model = StudyModel.open("smollm2")
         sizes, solved = files_and_solutions("smollm2", size, Path(folder))
         return study(
@@ -354,7 +354,7 @@ def measure(options: argparse.Namespace) -> Evidence:
 def main() -> None:
     parser = arguments(full="every method on every set in 2 draws, more tasks and tokens", threads="of torch")
     parser.add_argument("--additive", action="store_true", help="also additive 2x8, and 3 bits on half and half")
-    parser.add_argument("--cells", type=Path, help="JSONL file of what was measured, to go on after a stop")
+    parser.add_argument("--kept", type=Path, help="JSONL file of what was measured, to go on after a stop")
     parser.set_defaults(threads=1)
     run_study(parser, measure)
 

@@ -11,8 +11,6 @@
   python reproductions/s4.py --full      5 seeds, more steps
   python reproductions/s4.py --timing    (d) as well
   python reproductions/s4.py --quick     tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +31,6 @@ from torch import nn
 from likely.bench import interleaved, speedup
 from likely.bench.sequence import make_delay, make_digits, make_listops
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir
 from likely.sequence import make_mixer
 
 NAME = "s4"
@@ -280,7 +276,7 @@ def timing_figures(cells: Cells, size: Size) -> tuple[list[Figure], list[Check]]
 
 def measure(options: argparse.Namespace) -> Evidence:
     size = SMOKE if options.quick else FULL if options.full else QUICK
-    cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    cells = Cells(options.kept, json.loads(json.dumps(asdict(size))))
     flags = "".join(f" --{flag}" for flag in ("full", "timing") if getattr(options, flag))
     return study(
         cells, size, full=options.full, timing=options.timing, threads=options.threads,
@@ -289,10 +285,9 @@ def measure(options: argparse.Namespace) -> Evidence:
 
 
 def main() -> None:
-    parser = arguments(full="5 seeds, more steps", quick="tiny", threads="of torch")
+    parser = arguments(full="5 seeds, more steps", quick="tiny", threads="of torch", kept="s4_cells.jsonl")
     parser.set_defaults(threads=1)
     parser.add_argument("--timing", action="store_true", help="also the speed of generation")
-    parser.add_argument("--cells", type=Path, default=cache_dir() / "s4_cells.jsonl", help="what was measured already")
     run_study(parser, measure)
 
 

@@ -29,7 +29,6 @@ from study import arguments, conclude, data_sources, figure_with, model_source, 
 import likely
 from likely.data import load_records
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir
 from likely.metrics.bins import ece, ece_floor
 from likely.metrics.checks import Floats, Ints
 from likely.prompting.ensembles.combining import Combination, combine_members
@@ -319,15 +318,13 @@ def measure(options: argparse.Namespace) -> Evidence:
     source = model_source("smollm2")
     with likely.load("smollm2", runtime="torch", threads=1) as lm:
         return study(
-            lm, problems(plan, tests), plan, options.keep / name, full=options.full, sources=[source],
+            lm, problems(plan, tests), plan, options.kept / name, full=options.full, sources=[source],
             data=data_sources(FILES), report=report,
         )  # fmt: skip
 
 
 def main() -> None:
-    parser = arguments(full="more members, items, steps", quick="few of them")
-    keep = cache_dir() / "self_ensembling"
-    parser.add_argument("--keep", type=Path, default=keep, help="folder of adapters and scores")
+    parser = arguments(full="more members, items, steps", quick="few of them", kept="self_ensembling")
     run_study(parser, measure)
 
 

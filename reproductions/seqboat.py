@@ -9,8 +9,6 @@
   python reproductions/seqboat.py            2 seeds
   python reproductions/seqboat.py --full     5 seeds, more steps
   python reproductions/seqboat.py --quick    tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +30,6 @@ from torch import Tensor, nn
 
 from likely.bench.sequence import Examples, TaskMeta, make_bytes
 from likely.evidence import Check, Evidence, Figure
-from likely.io.hashes import cache_dir
 from likely.metrics.ranking import auroc
 from likely.sequence.seqboat import SeqBoat, WindowedKeys
 
@@ -318,14 +314,13 @@ def study(
 
 def measure(options: argparse.Namespace) -> Evidence:
     size = SMOKE if options.quick else FULL if options.full else QUICK
-    cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    cells = Cells(options.kept, json.loads(json.dumps(asdict(size))))
     return study(cells, size, full=options.full, threads=options.threads)
 
 
 def main() -> None:
-    parser = arguments(full="5 seeds, more steps", quick="tiny", threads="of torch")
+    parser = arguments(full="5 seeds, more steps", quick="tiny", threads="of torch", kept="seqboat_cells.jsonl")
     parser.set_defaults(threads=1)
-    parser.add_argument("--cells", type=Path, default=cache_dir() / "seqboat_cells.jsonl", help="what was measured")
     run_study(parser, measure)
 
 

@@ -9,8 +9,6 @@ loss.  Arithmetic: sums and differences, sampled at temperature 1, as they are a
   python reproductions/sequence_match.py           3 seeds
   python reproductions/sequence_match.py --full    bigger models, more steps and samples
   python reproductions/sequence_match.py --quick   tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -346,7 +344,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
     torch.set_num_threads(options.threads)
     size = FULL if options.full else SMOKE if options.quick else QUICK
-    cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    cells = Cells(options.kept, json.loads(json.dumps(asdict(size))))
     with likely.load("smollm2", runtime="native", threads=options.threads) as judge:
 
         def features(given: list[str]) -> np.ndarray:
@@ -362,7 +360,10 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 
 def main() -> None:
-    parser = arguments(full="bigger models, more steps", quick="tiny", threads="of torch and of the judge", cells=NAME)
+    parser = arguments(
+        full="bigger models, more steps", quick="tiny", threads="of torch and of the judge",
+        kept=f"studies/{NAME}.jsonl",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
     parser.set_defaults(threads=1)
     run_study(parser, measure)

@@ -43,7 +43,7 @@ from likely.alignment.labelling.prompt import TASK
 from likely.alignment.labelling.sentences import labels_of
 from likely.alignment.labelling.spans import SpanCounts, count_spans
 from likely.evidence import Check, Evidence, Figure, Source
-from likely.io.hashes import cache_dir, fingerprint
+from likely.io.hashes import fingerprint
 from likely.io.whole_file import write_whole_file
 from likely.training.fit import TrainingSettings
 
@@ -304,11 +304,8 @@ def measure(options: argparse.Namespace) -> Evidence:
 def main() -> None:
     parser = arguments(
         full="three seeds, all intents, 150,000 training tokens a run", quick="a smoke run: 24 sentences",
-        threads="of the runtime",
+        threads="of the runtime", kept="sift",
     )  # fmt: skip
-    parser.add_argument(
-        "--kept", type=Path, default=cache_dir() / "sift", help="folder of rows and adapters that are kept"
-    )
     run_study(parser, measure)
 
 

@@ -30,7 +30,7 @@ from likely.calibration.recalibrators.answer import features
 from likely.calibration.selective import upper_bound
 from likely.evidence import Check, Evidence, Figure, Source
 from likely.guided.form import FormSettings, make_form
-from likely.io.hashes import cache_dir, fingerprint
+from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line, Results, read_lines
 from likely.metrics.bootstrap import bootstrap_ratio, interval, mean_interval
 from likely.metrics.intervals import wilson
@@ -466,17 +466,18 @@ def study(
 
 
 def main() -> Evidence | None:
-    parser = arguments(full="280 cases, every one in every mode", threads="threads of the models")
-    parser.add_argument("--rows", type=Path, default=None, help="file of rows, by which a run goes on")
+    parser = arguments(
+        full="280 cases, every one in every mode", threads="threads of the models",
+        kept="reproductions/slm_agents.jsonl",
+    )  # fmt: skip
 
     def measure(options: argparse.Namespace) -> Evidence:
         plan = FULL if options.full else QUICK
-        rows = options.rows or cache_dir() / "reproductions" / "slm_agents.jsonl"
-        rows.parent.mkdir(parents=True, exist_ok=True)
+        options.kept.parent.mkdir(parents=True, exist_ok=True)
         cases = {name: function_cases(name) for name in CATEGORIES}
         before = time.process_time()
         found = measure_all(
-            rows, plan, lambda name: likely.load(name, runtime="native", threads=options.threads), cases
+            options.kept, plan, lambda name: likely.load(name, runtime="native", threads=options.threads), cases
         )  # type: ignore[arg-type, return-value]
         return study(
             found,

@@ -10,8 +10,6 @@ Baselines: last value, daily naive, ridge, a small PatchTST.
   python reproductions/smetimes.py           3 seeds, 2 layers, three channels
   python reproductions/smetimes.py --full    6 layers, all six channels, smaller strides, Gemma 3 270M beside it
   python reproductions/smetimes.py --quick   tiny, no result is written
-
-Cells that were measured are kept in --cells FILE: a run that was stopped goes on there.
 """
 
 from __future__ import annotations
@@ -332,7 +330,7 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
     torch.set_num_threads(options.threads)
     size = FULL if options.full else SMOKE if options.quick else QUICK
-    cells = Cells(options.cells, json.loads(json.dumps(asdict(size))))
+    cells = Cells(options.kept, json.loads(json.dumps(asdict(size))))
     opened: dict[str, Any] = {}
 
     def open_model(name: str) -> Any:
@@ -355,8 +353,9 @@ def measure(options: argparse.Namespace) -> Evidence | None:
 
 def main() -> None:
     parser = arguments(
-        full="more layers, channels and windows, a second model", quick="tiny", threads="of torch", cells=NAME
-    )
+        full="more layers, channels and windows, a second model", quick="tiny", threads="of torch",
+        kept=f"studies/{NAME}.jsonl",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, help="measure the cells of this seed alone and conclude nothing")
     parser.add_argument("--plot", type=Path, help="draw the errors here (.png, .svg, .pdf)")
     parser.set_defaults(threads=1)

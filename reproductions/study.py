@@ -150,11 +150,11 @@ def conclude(
     )  # fmt: skip
 
 
-def arguments(*, full: str = "", quick: str = "", threads: str = "", cells: str = "") -> argparse.ArgumentParser:
+def arguments(*, full: str = "", quick: str = "", threads: str = "", kept: str = "") -> argparse.ArgumentParser:
     """A parser with the arguments that mean the same in every script; the script's docstring is its description.
 
     full, quick, threads  help texts; an argument without one does not exist
-    cells  name of the study, whose finished cells are kept in the cache folder or in --cells FILE
+    kept   file or folder in the cache folder where --kept keeps what was measured, and a later run goes on
     --full the whole study, --quick a smoke run that writes no result, --threads N, --out FOLDER of the result
     """
     script = inspect.stack()[1].frame.f_globals
@@ -166,9 +166,8 @@ def arguments(*, full: str = "", quick: str = "", threads: str = "", cells: str 
         size.add_argument("--quick", action="store_true", help=f"{quick}; no result is written")
     if threads:
         parser.add_argument("--threads", type=_at_least_one, default=cores(), help=threads)
-    if cells:
-        kept = cache_dir() / "studies" / f"{cells}.jsonl"
-        parser.add_argument("--cells", type=Path, default=kept, help="finished cells: a later run goes on there")
+    if kept:
+        parser.add_argument("--kept", type=Path, default=cache_dir() / kept, help="where a later run goes on from")
     out = results_dir() or Path("results")
     parser.add_argument("--out", type=Path, default=out, help="folder of the result")
     return parser

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class LikelyError(Exception):
@@ -53,11 +54,34 @@ def missing_extra(package: str, extra: str) -> CapabilityError:
     return CapabilityError(f"{package} is not installed. Run: pip install 'likely[{extra}]'")
 
 
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Around the import of an optional package: `missing_extra` where it is not installed."""
+    try:
+        yield
+    except ImportError:
+        raise missing_extra(package, extra) from None
+
+
 def check_choice(what: str, value: object, allowed: Iterable[str]) -> None:
     """ValueError for a value that is not allowed: 'unknown norm "sun"; did you mean "sum"? (allowed: sum, token)'."""
     known = list(allowed)
     if value not in known:
         raise ValueError(f'unknown {what} "{value}"{nearest(str(value), known)} (allowed: {", ".join(known)})')
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """At most so many characters, for a message: a longer text ends in "..."."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def names_in(record: Iterable[str]) -> str:
+    """'"a", "b"', what a record has instead of what was expected."""
+    return ", ".join(f'"{name}"' for name in record) or "nothing"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

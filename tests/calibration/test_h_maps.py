@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from likely.calibration.h.maps import LOWEST, HMap, cells, dense_nodes, equal_nodes, integral
+from likely.calibration.h.maps import LOWEST, HMap, cells, dense_nodes, integral
 from likely.errors import DataError
 from likely.metrics.checks import log_softmax, softmax
 
@@ -18,7 +18,9 @@ def logits(n=200, k=5, seed=0, spread=6.0):
 
 
 def piecewise(slopes):
-    return HMap("piecewise", {"nodes": equal_nodes(len(slopes)), "density": np.array(slopes, np.float64)})
+    return HMap(
+        "piecewise", {"nodes": np.linspace(LOWEST, 0, len(slopes) + 1), "density": np.array(slopes, np.float64)}
+    )
 
 
 def nonlinear(density):

@@ -329,7 +329,7 @@ def test_llama3_rotary_factors_are_those_of_transformers_and_come_back(factor: f
     values = {"attention.head_count": 32, "embedding_length": 2048, "feed_forward_length": 64, "block_count": 1}
     values |= {"context_length": 131072, "rope.freq_base": 500000.0}
     metadata = {"general.architecture": "llama"} | {f"llama.{name}": value for name, value in values.items()}
-    header = GgufHeader(3, metadata, [TensorInfo("token_embd.weight", (9, 2048), "F32", 0, 0)], 0, 32, 0)
+    header = GgufHeader(3, metadata, [TensorInfo("token_embd.weight", (9, 2048), "F32", 0, 0)], 0, 32)
     assert config_from_header(header, factors)["rope_parameters"] == rope
     with pytest.raises(ModelError, match="no known rotary scaling"):
         config_from_header(header, factors * np.linspace(1, 2, 32, dtype=np.float32))

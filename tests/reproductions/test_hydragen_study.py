@@ -95,16 +95,16 @@ def test_speed_is_added_to_the_result_and_goes_on_where_it_stopped(
     monkeypatch.setattr(likely, "load", lambda name, runtime, **_: load(models[0], runtime="torch", threads=1))
     write_result(found, tmp_path)
     options = argparse.Namespace(
-        out=tmp_path, cells=tmp_path / "cells.jsonl", rounds=2, threads=1, speed=True, even_if_busy=True
+        out=tmp_path, kept=tmp_path / "cells.jsonl", rounds=2, threads=1, speed=True, even_if_busy=True
     )
     with pytest.raises(KeyboardInterrupt):
         script.measure(options)
-    kept = len(options.cells.read_text().splitlines())
+    kept = len(options.kept.read_text().splitlines())
     assert kept == 20 and read_result(tmp_path / "hydragen.json") == found  # 19 of one layer, the first batch
     for _ in range(2):
         assert script.measure(options) is None
     now = read_result(tmp_path / "hydragen.json")
-    assert measured[:4] == [16, 32, 32, 16] and not options.cells.exists()
+    assert measured[:4] == [16, 32, 32, 16] and not options.kept.exists()
     timed = [check for check in now.checks if "speed" in check.statement]
     assert len(timed) == 5 and all(check.holds for check in timed)
     assert [check for check in now.checks if "speed" not in check.statement] == found.checks[:-1]

@@ -267,13 +267,3 @@ class PairRanker:
             (self.prompt(b, a), self.letters[1]) if flip else (self.prompt(a, b), self.letters[0])
             for a, b, flip in zip(firsts, seconds, flips, strict=True)
         ]
-
-    def reward_against(self, baselines: Callable[[Completion], Completion]) -> Reward:
-        """r(x, y) = logit ρ(x, y, y_b): a reward of single completions, y_b one sample of the same prompt as zero."""
-
-        def reward(completions: Seq[Completion]) -> Floats:
-            against = [baselines(c) for c in completions]
-            p = np.clip(0.5 * (self(completions, against) + 1 - self(against, completions)), 1e-6, 1 - 1e-6)
-            return np.log(p) - np.log1p(-p)
-
-        return reward

@@ -21,7 +21,7 @@ from likely.audit.review import Criterion, ReviewItem, ReviewQueue
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import read_lines
-from likely.io.whole_file import write_for_user
+from likely.io.whole_file import read_text, write_for_user
 from likely.scoring.choices import choice_item
 from likely.scoring.scored import PairScorer
 
@@ -273,10 +273,8 @@ def read_probes(path: Path) -> list[Probe]:
 def load_template(path: Path) -> ProbeTemplate:
     """A template that `save_template` wrote."""
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(read_text(path))
         template = ProbeTemplate(record["name"], record["text"], record["frozen"])
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no template of probes ({type(error).__name__}: {error})") from None
     if record.get("digest") != template.digest:

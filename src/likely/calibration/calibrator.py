@@ -24,7 +24,7 @@ from likely.calibration.recalibrators.table import RECALIBRATORS, entry_of, from
 from likely.decoding.options import answer_settings
 from likely.errors import CapabilityError, DataError, check_choice
 from likely.guided.settings import FORM_OPTIONS
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import read_text, write_whole_file
 from likely.metrics.checks import SMALLEST, Floats, Ints, check_confidence, check_correct, log_probs, softmax
 from likely.metrics.proper import nll
 from likely.metrics.summary import report
@@ -88,9 +88,7 @@ class Calibrator:
     def load(cls, path: str | Path) -> Calibrator:
         """DataError, in one line, for what is no calibrator or a damaged one."""
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            record = json.loads(read_text(path))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not a calibrator: {error}") from None
         if not isinstance(record, dict) or record.get("likely_calibrator") != FORMAT:
@@ -116,8 +114,7 @@ class Calibrator:
 
 
 def fit_calibrator(
-    labelled: Labelled, *, method: str = "auto", folds: int = FOLDS, seed: int = 0, file: str = "",
-    params: Mapping[str, Any] | None = None, reports: bool = True,
+    labelled: Labelled, *, method: str = "auto", folds: int = FOLDS, seed: int = 0, file: str = "", reports: bool = True
 ) -> Calibrator:  # fmt: skip
     """Fit a map to labelled items.
 
@@ -135,14 +132,14 @@ def fit_calibrator(
     fold = folds_of(labelled.labels, folds, seed)
     chosen: dict[str, Any] = {"method": method}
     if method != "auto":
-        predictions = _cross_fitted(labelled, method, params or {}, fold)
+        predictions = _cross_fitted(labelled, method, fold)
     else:
         tried: dict[str, Floats] = {}
         losses: dict[str, float | None] = {}
         failure: Exception | None = None
         for name in (name for name, entry in RECALIBRATORS.items() if labelled.kind in entry.auto):
             try:
-                tried[name] = _cross_fitted(labelled, name, {}, fold)
+                tried[name] = _cross_fitted(labelled, name, fold)
             except (ValueError, CapabilityError) as error:  # not every map can be fitted to few items
                 failure = error
             losses[name] = nll(tried[name], labelled.labels) if name in tried else None
@@ -153,7 +150,7 @@ def fit_calibrator(
         chosen = {"method": method, "cross_validated_nll": losses}
     confidence, correct = labelled.outcomes(predictions)
     return Calibrator(
-        _fit(labelled, method, params or {}), labelled.kind, confidence, correct,
+        _fit(labelled, method), labelled.kind, confidence, correct,
         None if labelled.origin is None else binding(labelled.origin),
         report(labelled.predictions(), labelled.labels) if reports else {},
         report(predictions, labelled.labels) if reports else {},
@@ -174,13 +171,13 @@ def folds_of(labels: Ints, folds: int, seed: int) -> Ints:
     return fold
 
 
-def _cross_fitted(labelled: Labelled, method: str, params: Mapping[str, Any], fold: Ints) -> Floats:
+def _cross_fitted(labelled: Labelled, method: str, fold: Ints) -> Floats:
     """What maps fitted to the other folds predict for the items of each fold."""
     found: Floats | None = None
     for k in range(fold.max() + 1):
         with warnings.catch_warnings():  # the map of all items says the same
             warnings.simplefilter("ignore")
-            part = _predict(_fit(labelled.part(fold != k), method, params), labelled.part(fold == k))
+            part = _predict(_fit(labelled.part(fold != k), method), labelled.part(fold == k))
         found = np.empty((len(labelled), *part.shape[1:])) if found is None else found
         found[fold == k] = part
     assert found is not None
@@ -215,8 +212,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [part for part in PARTS if one.get(part) != other.get(part)]
 
 
-def _fit(labelled: Labelled, method: str, params: Mapping[str, Any]) -> Fitted:
-    made, allowed = make(method, **params), entry_of(method).inputs
+def _fit(labelled: Labelled, method: str) -> Fitted:
+    made, allowed = make(method), entry_of(method).inputs
     if not allowed:
         if labelled.kind != "answer":
             raise DataError(f'method "{method}" is for files of likely grade, these are lines of {labelled.kind}')

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from likely.calibration.recalibrators.answer import features, within_form
-from likely.errors import DataError
+from likely.errors import DataError, names_in
 from likely.io.jsonl import Line, read_checked
 from likely.metrics.checks import Floats, Ints, check_probs, softmax, top_label
 
@@ -149,8 +149,7 @@ def _row(record: Mapping[str, Any], at: str) -> tuple[LabelledKind, list[float],
     if value is None:
         value = record.get("raw_confidence")
     if value is None:
-        found = ", ".join(f'"{k}"' for k in record) or "nothing"
-        raise DataError(f"{at}: found {found}; expected {HINT}")
+        raise DataError(f"{at}: found {names_in(record)}; expected {HINT}")
     return "confidence", [_confidence(value, at)], _class(record, "correct", 2, at)
 
 

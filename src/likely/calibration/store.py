@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from likely.calibration.calibrator import PARTS, Calibrator, differences
-from likely.errors import DataError
+from likely.errors import DataError, shortened
 from likely.io.hashes import fingerprint
 
 DEFAULT_TASK = "default"
@@ -94,5 +94,4 @@ def accept(calibrator: Calibrator, bound: Mapping[str, Any], name: str) -> Calib
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from likely.cli import options as opt
 from likely.errors import ConstraintError, DataError
+from likely.io.whole_file import read_text
 from likely.lm.extract import why_incomplete
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class FormFlags:
 
 
 def _read_grammar(path: Path) -> str:
-    return opt.read_text(path, encoding="utf-8-sig")
+    return read_text(path, "utf-8-sig")
 
 
 def streams(options: Mapping[str, Any]) -> bool:
@@ -71,7 +71,7 @@ def streams(options: Mapping[str, Any]) -> bool:
 def read_schema(path: Path) -> Any:
     """A JSON Schema from a file; DataError names line and column of what is no JSON."""
     try:
-        schema = json.loads(opt.read_text(path, encoding="utf-8-sig"))
+        schema = json.loads(read_text(path, "utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except RecursionError:

@@ -15,6 +15,7 @@ import typer
 
 from likely.decoding.drafting.table import check_name
 from likely.errors import DataError
+from likely.io.whole_file import read_text
 
 
 def parse_settings(pairs: list[str] | None) -> dict[str, Any]:
@@ -129,16 +130,6 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
     """Refuse a target that is there already, unless it may be replaced."""
     if output.exists() and not overwrite:
         raise typer.BadParameter(f"{output} exists: choose another file or --overwrite", param_hint="--output")
-
-
-def read_text(path: str | Path, *, encoding: str = "utf-8") -> str:
-    """The text of a file; DataError in one line for one that cannot be read or is not UTF-8."""
-    try:
-        return Path(path).read_text(encoding=encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def refuse_same_file(file: str, output: Path | None) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from likely.errors import DataError
+from likely.io.whole_file import read_text
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -38,12 +39,7 @@ class CodeBuffer:
     ) -> CodeBuffer:
         """A file with the cursor at `line` (from 1; None: the last) after `column` characters of it (None: all)."""
         path = Path(path)
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        text = read_text(path)
         if not text.strip():
             raise DataError(f"{path} is empty: write the beginning of the code first")
         lines = text.split("\n")

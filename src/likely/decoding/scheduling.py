@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from likely.decoding.beam import BeamSearch
-from likely.decoding.drafting.protocol import common_length
 from likely.decoding.particles import Particles
 from likely.decoding.request import Event, Finished, Request
 from likely.decoding.sequence_state import SequenceState
@@ -17,6 +16,7 @@ from likely.errors import ConstraintError, KvFull
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.runtimes.protocol import Runtime
 from likely.runtimes.protocol import Sequence as Held
+from likely.tokenizers.protocol import common_length
 
 ROOM_AHEAD = 16  # tokens kept free per running sample when a request is admitted
 WORTH_WAITING = 32  # tokens of a prompt that another request is just computing

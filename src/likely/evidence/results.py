@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from likely.errors import DataError
 from likely.evidence.papers import index
 from likely.io.checkout import find_checkout
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import read_text, write_whole_file
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -167,13 +167,11 @@ def write_result(evidence: Evidence, folder: Path) -> Path:
 def read_result(path: Path) -> Evidence:
     """One result; DataError names the file and the first field that is wrong."""
     try:
-        return Evidence.model_validate_json(path.read_bytes())
+        return Evidence.model_validate_json(read_text(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the record"
         raise DataError(f"{path}: {where}: {first['msg']}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_results(folder: Path | None) -> dict[str, Evidence]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, needs
 from likely.forecasting.prompts import Vectors
 from likely.tokenizers.protocol import begin
 from likely.training.lora import ATTENTION, HasRuntime, trainable
@@ -129,10 +129,8 @@ def _reinitialised(decoder: Any, seed: int) -> Any:
 
 
 def _with_factors(decoder: Any, rank: int, seed: int) -> Any:
-    try:
+    with needs("peft", "train"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise missing_extra("peft", "train") from None
     linear = {name.split(".")[-1] for name, m in decoder.named_modules() if type(m) is torch.nn.Linear}
     targets = [name for name in ATTENTION if name in linear]
     if not targets:

@@ -114,15 +114,11 @@ def last_windows(series: TimeSeries, lookback: int) -> Windows:
 def normalise(past: Floats) -> tuple[Floats, Floats, Floats]:
     """(values, mean, std) of each window: (x − mean) / std, the population's, ε = 1e-5 inside the root.
 
-    past (N, L); mean and std (N, 1).  `denormalise` is its inverse.
+    past (N, L); mean and std (N, 1).
     """
     mean = past.mean(1, keepdims=True)
     std = np.sqrt(past.var(1, keepdims=True) + EPSILON)
     return (past - mean) / std, mean, std
-
-
-def denormalise(values: Floats, mean: Floats, std: Floats) -> Floats:
-    return values * std + mean
 
 
 def squared_and_absolute_error(predicted: Floats, true: Floats) -> tuple[float, float]:

@@ -122,7 +122,6 @@ class GgufHeader:
     tensors: list[TensorInfo]
     data_offset: int
     alignment: int
-    file_size: int
     spans: dict[str, tuple[int, int]] = field(repr=False, default_factory=dict)
 
     @property
@@ -276,7 +275,7 @@ def _parse(data: mmap.mmap, size: int) -> GgufHeader:
     tensors = [_tensor_info(reader, alignment) for _ in range(tensor_count)]
     data_offset = -(-reader.at // alignment) * alignment
     _check_layout(tensors, data_offset, size)
-    return GgufHeader(version, metadata, tensors, data_offset, alignment, size, spans)
+    return GgufHeader(version, metadata, tensors, data_offset, alignment, spans)
 
 
 def _tensor_info(reader: _Reader, alignment: int) -> TensorInfo:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, needs
 from likely.formats import families
 from likely.formats.families import Change, FloatArray
 from likely.formats.gguf import GgufHeader
@@ -67,14 +67,15 @@ class Weight:
         """
         stored = self.stored
         row_bytes = stored.nbytes // stored.shape[0]
+        blocks = (np.frombuffer(raw, np.uint8).reshape(-1, row_bytes) for raw in _read(stored, rows * row_bytes))
         if self.change is None:
-            yield from _coded_blocks(stored, row_bytes, rows)
+            yield from blocks
             return
         numbers = np.arange(stored.shape[0], dtype=np.float32).reshape(-1, 1)
         order = self.change(numbers).reshape(-1).astype(np.int64)
         if not np.array_equal(np.sort(order), np.arange(stored.shape[0])):
             raise ModelError(f"{stored.file}: codes of a tensor whose numbers change cannot be kept")
-        whole = np.concatenate(list(_coded_blocks(stored, row_bytes, rows)))[order]
+        whole = np.concatenate(list(blocks))[order]
         for at in range(0, len(whole), rows):
             yield whole[at : at + rows]
 
@@ -160,8 +161,10 @@ def _raw_pieces(stored: Stored) -> Iterator[bytes]:
     """Whole rows, about _PIECE_VALUES values at a time. The file is read, not mapped: mapped pages count as ours."""
     width = stored.shape[-1]
     rows = int(np.prod(stored.shape, dtype=np.int64)) // width
-    row_bytes = stored.nbytes // rows
-    step = max(1, _PIECE_VALUES // width) * row_bytes
+    return _read(stored, max(1, _PIECE_VALUES // width) * (stored.nbytes // rows))
+
+
+def _read(stored: Stored, step: int) -> Iterator[bytes]:
     with stored.file.open("rb") as file:
         file.seek(stored.offset)
         for at in range(0, stored.nbytes, step):
@@ -169,17 +172,6 @@ def _raw_pieces(stored: Stored) -> Iterator[bytes]:
             if len(raw) != min(step, stored.nbytes - at):
                 raise ModelError(f"{stored.file}: the file became shorter while it was read")
             yield raw
-
-
-def _coded_blocks(stored: Stored, row_bytes: int, rows: int) -> Iterator[NDArray[np.uint8]]:
-    with stored.file.open("rb") as file:
-        file.seek(stored.offset)
-        for at in range(0, stored.nbytes, rows * row_bytes):
-            size = min(rows * row_bytes, stored.nbytes - at)
-            raw = file.read(size)
-            if len(raw) != size:
-                raise ModelError(f"{stored.file}: the file became shorter while it was read")
-            yield np.frombuffer(raw, np.uint8).reshape(-1, row_bytes)
 
 
 def _finite(values: FloatArray, stored: Stored) -> FloatArray:
@@ -197,10 +189,8 @@ def _encode(values: FloatArray, type_name: str, width: int) -> bytes:
 
 def _quants(type_name: str):  # type: ignore[no-untyped-def]  # a module and an enum member of an optional package
     """The codec of block formats and its name for a type."""
-    try:
+    with needs("gguf", "torch"):
         import gguf
-    except ImportError:
-        raise missing_extra("gguf", "torch") from None
     if type_name not in gguf.GGMLQuantizationType.__members__:
         raise ModelError(f"weights of type {type_name} cannot be decoded here")
     return gguf.quants, gguf.GGMLQuantizationType[type_name]

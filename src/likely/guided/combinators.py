@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import reduce
+from typing import Self
 
 import numpy as np
 
 from likely.decoding.constraint import Constraint, ConstraintViolation, Mask, contains, mask_of, no_tokens
-from likely.decoding.drafting.protocol import common_length
 from likely.guided.text_constraint import TextConstraint
 from likely.guided.vocabulary import Vocabulary, after_bytes, check_bytes
+from likely.tokenizers.protocol import common_length
 
 
 def _check(parts: Sequence[Constraint]) -> None:
@@ -75,8 +76,8 @@ class AllOf(_Joined):
         guesses = [guess for part in self.parts if (guess := part.forced()) and self.permits(guess[0])]
         return max(guesses, key=len, default=[])
 
-    def fork(self) -> AllOf:
-        return AllOf(*(part.fork() for part in self.parts))
+    def fork(self) -> Self:
+        return type(self)(*(part.fork() for part in self.parts))
 
     def rollback(self, n: int) -> None:
         for part in self.parts:
@@ -181,12 +182,8 @@ class InOrder(TextConstraint):
 
     def _step(self, readings: tuple[_At, ...], text: bytes) -> tuple[_At, ...]:
         """All readings after these bytes."""
-        out: list[_At] = []
-        for at in readings:
-            whole = after_bytes(at.state, text, self.vocabulary)
-            if whole is not None:
-                out.append(_At(at.number, whole))
-        return self._closed(out)
+        after = [(at.number, after_bytes(at.state, text, self.vocabulary)) for at in readings]
+        return self._closed([_At(number, state) for number, state in after if state is not None])
 
     def _walk(self, readings: tuple[_At, ...], text: bytes) -> tuple[_At, ...]:
         for byte in text:
@@ -207,21 +204,14 @@ class InOrder(TextConstraint):
     def approximate(self) -> bool:
         return any(at.state.approximate for at in self._readings[-1])
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self.ended:
-            return no_tokens(self.vocab_size)
+    def _text_mask(self) -> Mask:
         if self._mask is None:
-            self._mask = self._compute()
+            mask, readings = no_tokens(self.vocab_size), self._readings[-1]
+            for at in readings:
+                mask |= at.state.allowed()
+            mask &= self.vocabulary.text_mask
+            self._mask = mask | self._straddling(readings, mask)
         return self._mask
-
-    def _compute(self) -> Mask:
-        mask = no_tokens(self.vocab_size)
-        readings = self._readings[-1]
-        for at in readings:
-            mask |= at.state.allowed()
-        mask &= self.vocabulary.text_mask
-        mask |= self._straddling(readings, mask)
-        return mask | self.vocabulary.end_mask if self.accepting else mask
 
     def _straddling(self, readings: tuple[_At, ...], known: Mask) -> Mask:
         """The tokens, beside those known, inside which a part ends: walked in byte order, common beginnings once."""
@@ -246,27 +236,16 @@ class InOrder(TextConstraint):
                 found += ids
         return mask_of(found, self.vocab_size)
 
-    def permits(self, token: int) -> bool:
-        if self.ended:
-            return False
+    def _may_follow(self, token: int, text: bytes) -> bool:
         if self._mask is not None:
             return contains(self._mask, token)
-        if token in self.vocabulary.end_ids:
-            return self.accepting
-        text = self.vocabulary.tokens[token]
-        if not text:
-            return False
         return any(at.state.permits(token) for at in self._readings[-1]) or bool(self._walk(self._readings[-1], text))
 
     def _take(self, token: int) -> None:
         self._readings.append(self._walk(self._readings[-1], self.vocabulary.tokens[token]))
         self._mask = None
 
-    def forced(self) -> list[int]:
-        if self.ended:
-            return []
-        if self.finished:
-            return [self.vocabulary.eos_id]
+    def _forced(self) -> list[int]:
         readings = self._readings[-1]
         return readings[0].state.forced() if len(readings) == 1 and not readings[0].state.accepting else []
 
@@ -287,8 +266,5 @@ class InOrder(TextConstraint):
 
 def _first_bytes(vocabulary: Vocabulary, states: Sequence[Constraint]) -> set[int]:
     """The bytes that may come next in one of these."""
-    return {
-        byte
-        for byte in range(256)
-        if (ids := vocabulary.ids_of.get(bytes([byte]))) and any(state.permits(ids[0]) for state in states)
-    }
+    single = {text[0]: ids[0] for text, ids in vocabulary.ids_of.items() if len(text) == 1}
+    return {byte for byte, token in single.items() if any(state.permits(token) for state in states)}

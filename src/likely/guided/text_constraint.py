@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Self
 
-from likely.decoding.constraint import ConstraintViolation, Mask, contains
+from likely.decoding.constraint import ConstraintViolation, Mask, contains, no_tokens
 from likely.guided.vocabulary import Vocabulary
 
 
@@ -36,11 +36,26 @@ class TextConstraint(ABC):
     def approximate(self) -> bool:
         return False
 
-    @abstractmethod
-    def allowed(self, remaining: int | None = None) -> Mask: ...
+    def allowed(self, remaining: int | None = None) -> Mask:
+        if self.ended:
+            return no_tokens(self.vocab_size)
+        return self._text_mask() | self.vocabulary.end_mask if self.accepting else self._text_mask()
+
+    def _text_mask(self) -> Mask:
+        """The tokens of text that may come next; for a subclass that has no `allowed` of its own."""
+        raise NotImplementedError
 
     def permits(self, token: int) -> bool:
-        return contains(self.allowed(), token)
+        if self.ended or not 0 <= token < self.vocab_size:
+            return False
+        if token in self.vocabulary.end_ids:
+            return self.accepting
+        text = self.vocabulary.tokens[token]
+        return bool(text) and self._may_follow(token, text)
+
+    def _may_follow(self, token: int, text: bytes) -> bool:
+        """Whether this token of text may come next."""
+        return contains(self._text_mask(), token)
 
     def advance(self, token: int) -> None:
         if not self.permits(token):
@@ -55,6 +70,11 @@ class TextConstraint(ABC):
         """Take a token of text that is allowed."""
 
     def forced(self) -> list[int]:
+        if self.ended:
+            return []
+        return [self.vocabulary.eos_id] if self.finished else self._forced()
+
+    def _forced(self) -> list[int]:
         return []
 
     @abstractmethod

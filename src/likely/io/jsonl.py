@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
-from likely.errors import DataError
+from likely.errors import DataError, names_in, shortened
 from likely.io.hashes import fingerprint
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -170,8 +170,7 @@ def text_field(line: Line, name: str, where: str) -> str:
     """A field that must be a string."""
     value = line.record.get(name)
     if name not in line.record:
-        found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
-        raise DataError(f'{where}:{line.number}: field "{name}" is missing (found: {found})')
+        raise DataError(f'{where}:{line.number}: field "{name}" is missing (found: {names_in(line.record)})')
     if not isinstance(value, str):
         raise DataError(f'{where}:{line.number}: field "{name}" must be a string, found {type(value).__name__}')
     return value
@@ -292,8 +291,7 @@ class Results:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(json.dumps(value, ensure_ascii=False))
 
 
 def _encoded(record: dict[str, Any]) -> bytes:

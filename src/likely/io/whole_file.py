@@ -48,6 +48,16 @@ def write_for_user(path: Path, data: bytes) -> None:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """The text of a file; DataError, in one line, for one that cannot be read or is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
     """DataError, or ValueError for a wrong ending, if `path` cannot be written."""
     if suffixes and path.suffix.lower() not in suffixes:

@@ -51,7 +51,7 @@ from likely.runtimes.turns import refuse_copy
 from likely.scoring.likelihood import score_pairs
 from likely.scoring.rolling import Perplexity, perplexity
 from likely.scoring.scored import Scored
-from likely.tokenizers.protocol import Tokenizer, begin
+from likely.tokenizers.protocol import Tokenizer, begin, opening
 
 if TYPE_CHECKING:
     from likely.code.buffer import CodeBuffer
@@ -281,11 +281,7 @@ class Model(BaseLanguageModel[tuple[Request, Rendered]]):
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Token ids of a raw prompt, the beginning-of-sequence token in front where the model wants one."""
-        tokens = begin(self.tokenizer, self.tokenizer.encode(prompt, parse_special=True))
-        if not tokens:
-            first = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
-            tokens = [] if first is None else [first]
-        return tokens
+        return begin(self.tokenizer, self.tokenizer.encode(prompt, parse_special=True)) or opening(self.tokenizer)
 
     def request(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from likely.errors import DataError
+from likely.errors import DataError, names_in
 from likely.lm.results import Answer
 from likely.metrics.grading import choices_of
 from likely.scoring.choices import lettered
@@ -33,8 +33,7 @@ def question_of(record: Mapping[str, Any], where: str) -> QuestionLine:
     for name in ("question", "system"):
         value = record.get(name)
         if value is None and name == "question":
-            found = ", ".join(f'"{k}"' for k in record) or "nothing"
-            raise DataError(f'{where}: field "question" is missing (found: {found})')
+            raise DataError(f'{where}: field "question" is missing (found: {names_in(record)})')
         if value is not None and not isinstance(value, str):
             raise DataError(f'{where}: field "{name}" must be a string, found {type(value).__name__}')
     text = record["question"]

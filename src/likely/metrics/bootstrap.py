@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from likely.metrics.checks import Floats, Ints
+from likely.metrics.checks import Floats, Ints, check_share
 
 Method = Literal["percentile", "basic"]
 _AT_ONCE = 1 << 17  # numbers held at a time: what fits a cache is fastest
@@ -45,8 +45,7 @@ def blocks(resamples: int, rows: int) -> Iterator[int]:
 def check_settings(resamples: int, level: float) -> None:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_share(level=level)
 
 
 def percentiles(values: Floats, level: float = 0.95) -> tuple[float, float] | None:
@@ -130,15 +129,15 @@ def bootstrap_ratio(
     return found
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """(low, high) for the mean: percentile bootstrap with a fixed seed."""
-    return bootstrap_ratio(values, [1.0] * len(values), level=level, resamples=resamples)
+def mean_interval(values: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """(low, high) for the mean: 95 % percentile bootstrap with a fixed seed."""
+    return bootstrap_ratio(values, [1.0] * len(values), resamples=resamples)
 
 
-def median_interval(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """(low, high) for the median: percentile bootstrap with a fixed seed."""
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """(low, high) for the median: 95 % percentile bootstrap with a fixed seed."""
     array = np.asarray(values, np.float64)
-    medians = [np.median(array[rows], axis=1) for rows in resampled_rows(len(array), resamples=resamples)]
-    found = percentiles(np.concatenate(medians), level)
+    medians = [np.median(array[rows], axis=1) for rows in resampled_rows(len(array), resamples=2000)]
+    found = percentiles(np.concatenate(medians))
     assert found is not None
     return found

@@ -84,6 +84,13 @@ def check_score(score: Any, name: str = "score") -> Floats:
     return array
 
 
+def check_share(**settings: float) -> None:
+    """ValueError unless each lies between 0 and 1, the ends left out."""
+    for name, value in settings.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
 def check_labels(labels: Any, n: int, classes: int, name: str = "labels") -> Ints:
     """(N,) whole numbers in 0..K-1."""
     array = as_floats(labels, name, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.errors import missing_extra
+from likely.errors import needs
 from likely.metrics.bins import Binning, BinTable, Edge, bin_table
 from likely.metrics.intervals import wilson
 from likely.metrics.smooth import SmoothCurve, smooth_curve
@@ -115,10 +115,8 @@ def draw(shown: Mapping[str, Reliability]) -> Figure:
 
     Points with 95 % intervals; where a curve is there, the curve with its band instead.
     """
-    try:
+    with needs("matplotlib", "plots"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
     if not shown:
         raise ValueError("nothing to draw: give at least one diagram")
     figure = Figure(figsize=(6, 7), dpi=120, layout="constrained")

@@ -40,7 +40,6 @@ class Accuracy:
 
     correct: int
     n: int
-    level: float = 0.95
 
     @property
     def value(self) -> float | None:
@@ -49,19 +48,16 @@ class Accuracy:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.n, level=self.level)
+        return wilson(self.correct, self.n)
 
     def to_dict(self) -> dict[str, float | int | list[float] | None]:
         return {
             "accuracy": self.value, "correct": self.correct, "n": self.n,
-            "interval": list(self.interval), "level": self.level,
+            "interval": list(self.interval), "level": 0.95,
         }  # fmt: skip
 
     def line(self) -> str:
         if self.value is None:
             return "0 of 0: nothing to count"
         low, high = self.interval
-        return (
-            f"{self.correct} of {self.n} correct: accuracy {self.value:.3f} "
-            f"[{low:.3f}, {high:.3f}] ({self.level * 100:g} %, Wilson)"
-        )
+        return f"{self.correct} of {self.n} correct: accuracy {self.value:.3f} [{low:.3f}, {high:.3f}] (95 %, Wilson)"

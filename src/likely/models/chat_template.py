@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
-from likely.errors import DataError, ModelError, nearest
+from likely.errors import DataError, ModelError, nearest, shortened
 from likely.models.template_sandbox import BoundedEnvironment, Refusal
 from likely.tokenizers.protocol import Tokenizer, begin, decode
 
@@ -60,14 +60,11 @@ def _check_message(i: int, message: Message) -> dict[str, str]:
 
 
 def _short(value: object) -> str:
-    """A value in at most 60 characters and one line, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(repr(value))
 
 
 def _line(error: object) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return shortened(" ".join(str(error).split()), 200)
 
 
 class ChatTemplate:

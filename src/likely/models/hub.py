@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, first_line, needs
 
 HUB_SECONDS = 10
 SAFE_FILES = ["*.json", "*.jinja", "*.safetensors", "tokenizer*"]
@@ -40,14 +40,12 @@ def hub_config(name: str) -> Path | None:
 
 def hub_folder(name: str, *, local: bool) -> Path:
     """Where the hub client keeps a model's files. local: they are there, since transformers has just loaded them."""
-    try:
+    with needs("huggingface_hub", "torch"):
         from huggingface_hub import snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "torch") from None
     try:
         return Path(snapshot_download(name, allow_patterns=SAFE_FILES, local_files_only=local))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: cannot be fetched from the hub ({_line(error)})") from None
+        raise ModelError(f"{name}: cannot be fetched from the hub ({first_line(error)})") from None
 
 
 def hub_gguf(name: str, wanted: str) -> Path:
@@ -55,10 +53,8 @@ def hub_gguf(name: str, wanted: str) -> Path:
 
     A file that is kept here is taken without asking the hub.  ModelError for none, several or a file in parts.
     """
-    try:
+    with needs("huggingface_hub", "torch"):
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    except ImportError:
-        raise missing_extra("huggingface_hub", "torch") from None
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
         found = _of_type([path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")], wanted)
@@ -78,7 +74,7 @@ def hub_gguf(name: str, wanted: str) -> Path:
     try:
         return Path(hf_hub_download(name, found[0]))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: {found[0]} cannot be fetched from the hub ({_line(error)})") from None
+        raise ModelError(f"{name}: {found[0]} cannot be fetched from the hub ({first_line(error)})") from None
 
 
 def _of_type(files: Sequence[str], wanted: str) -> list[str]:
@@ -92,9 +88,5 @@ def _of_type(files: Sequence[str], wanted: str) -> list[str]:
 
 def _not_found(name: str, error: Exception) -> ModelError:
     return ModelError(
-        f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({_line(error)})"
+        f"{name}: no such file or folder, and no model of that name can be fetched from the hub ({first_line(error)})"
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

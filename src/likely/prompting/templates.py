@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, names_in, nearest
 from likely.io.jsonl import Line, read_checked
 
 BAR = "|||"
@@ -92,10 +92,8 @@ class Template:
         for name in self.fields:
             source = TEXT if len(self.fields) == 1 and name not in record else name
             if source not in record:
-                has = ", ".join(f'"{k}"' for k in record) or "nothing"
-                raise DataError(
-                    f'prompt "{self.name}" asks for the field "{name}" (found: {has}){nearest(name, record)}'
-                )
+                has = f"(found: {names_in(record)}){nearest(name, record)}"
+                raise DataError(f'prompt "{self.name}" asks for the field "{name}" {has}')
             found[name] = record[source]
         return found
 
@@ -180,8 +178,7 @@ def _template(line: Line, where: str) -> Template:
     record = line.record
     for name in ("template", CHOICES):
         if name not in record:
-            has = ", ".join(f'"{k}"' for k in record) or "nothing"
-            raise DataError(f'{where}: field "{name}" is missing (found: {has})')
+            raise DataError(f'{where}: field "{name}" is missing (found: {names_in(record)})')
     name = record.get("name", f"line {line.number}")
     if not isinstance(record["template"], str) or not isinstance(name, str):
         raise DataError(f"{where}: name and template must be texts")

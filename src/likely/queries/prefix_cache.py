@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from likely.errors import KvFull
 from likely.queries.trace import CostMeter
 from likely.runtimes.protocol import Output, Path, Runtime, Sequence, Work
+from likely.tokenizers.protocol import common_length
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ class PrefixCachingRuntime:
         best, length = None, 0
         for sequence in self._idle:
             kept = self._known[sequence].kept
-            common = min(_common(kept, prompt), len(prompt) - 1)
+            common = min(common_length(kept, prompt), len(prompt) - 1)
             if common > length and (cuts or common == len(kept)):
                 best, length = sequence, common
         if best is None:
@@ -117,8 +118,3 @@ class PrefixCachingRuntime:
                 if not self._idle:
                     raise
                 self._forget(self._idle.pop(0))
-
-
-def _common(a: Seq[int], b: Seq[int]) -> int:
-    n = min(len(a), len(b))
-    return next((i for i in range(n) if a[i] != b[i]), n)

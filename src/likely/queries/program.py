@@ -19,6 +19,7 @@ from typing import Any, overload
 from likely.decoding.constraint import LogitsProcessor
 from likely.errors import DataError, nearest
 from likely.io.hashes import fingerprint
+from likely.io.whole_file import read_text
 from likely.queries.actions import RECORDER
 from likely.queries.best_first import best_k
 from likely.queries.decoders import CompletedProgram, Decoder, beam, make_decoder, score_of
@@ -374,13 +375,7 @@ def query(what: Any = None, *, decoder: str | Decoder | None = None) -> Any:
 
 def query_file(path: str | Path) -> Query:
     """The query in a file; its code runs when the query is first called."""
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start})") from None
-    return _from_text(text, str(path))
+    return _from_text(read_text(path), str(path))
 
 
 def _from_text(text: str, file: str) -> Query:

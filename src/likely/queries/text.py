@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-
 from likely.errors import ModelError
-from likely.scoring.likelihood import Item, surface_lengths
-from likely.tokenizers.protocol import Tokenizer, begin
+from likely.scoring.likelihood import Item, answer_item, surface_lengths
+from likely.tokenizers.protocol import Tokenizer, begin, opening
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,9 @@ def _control_tokens(texts: tuple[str, ...]) -> re.Pattern[str] | None:
 
 def prompt_tokens(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[int]:
     """Tokens to continue from: with the beginning-of-sequence token where the model wants one; at least one token."""
-    tokens = begin(tokenizer, encode(tokenizer, segments))
+    tokens = begin(tokenizer, encode(tokenizer, segments)) or opening(tokenizer)
     if not tokens:
-        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if first is None:
-            raise ModelError("an empty prompt needs a beginning or end token, and this tokenizer has neither")
-        return [first]
+        raise ModelError("an empty prompt needs a beginning or end token, and this tokenizer has neither")
     return tokens
 
 
@@ -84,13 +79,7 @@ def scored_item(tokenizer: Tokenizer, segments: Sequence[Segment], answer: str) 
     """The tokens of text + answer, encoded together, and the first one that holds a byte of the answer.
 
     Encoded apart, a leading space would be doubled or lost; a first token that also holds the end of the text is
-    counted whole (see `scoring.joint_item`).
+    counted whole.
     """
     tokens = encode(tokenizer, [*segments, Segment(answer, False)])
-    ends = np.cumsum(surface_lengths(tokenizer, tokens))
-    start = int(np.searchsorted(ends, int(ends[-1]) - len(answer.encode()), side="right"))
-    full = begin(tokenizer, tokens)
-    start += len(full) - len(tokens)
-    if start == 0:
-        full, start = [*prompt_tokens(tokenizer, []), *full], 1
-    return Item(tuple(full), start)
+    return answer_item(tokenizer, tokens, surface_lengths(tokenizer, tokens), answer)[0]

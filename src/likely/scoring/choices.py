@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from likely.errors import DataError, nearest
+from likely.errors import DataError, names_in, nearest
 from likely.io.jsonl import chunked
 from likely.metrics.grading import LETTERS, choice_index, choices_of
 from likely.metrics.intervals import Accuracy
@@ -89,8 +89,7 @@ def choice_item(record: Mapping[str, Any], where: str = "record") -> ChoiceItem:
     """{"question", "choices": [...], "answer": 0-based number, letter, or a choice's text}; DataError names `where`."""
     for name in ("question", "choices", "answer"):
         if record.get(name) is None:
-            found = ", ".join(f'"{k}"' for k in record) or "nothing"
-            raise DataError(f'{where}: field "{name}" is missing (found: {found})')
+            raise DataError(f'{where}: field "{name}" is missing (found: {names_in(record)})')
     if not isinstance(record["question"], str) or not record["question"].strip():
         raise DataError(f'{where}: field "question" must be a text that is not empty')
     choices = choices_of(record, where)

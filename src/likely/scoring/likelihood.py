@@ -17,7 +17,7 @@ import numpy as np
 from likely.errors import ModelError
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
 from likely.scoring.scored import Scored, TopLogprob, sums
-from likely.tokenizers.protocol import Tokenizer, begin
+from likely.tokenizers.protocol import Tokenizer, begin, common_length, opening
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,8 @@ def surface_lengths(tokenizer: Tokenizer, tokens: Seq[int]) -> list[int]:
 
 
 def joint_item(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[Item, bool]:
-    """(tokens of prompt + answer encoded together with the first one of the answer, whether it straddles).
-
-    The answer's tokens are those that hold at least one byte of the answer: tokenising the two apart and gluing them
-    would score a string that the model never writes.  A straddling first token also holds the end of the prompt (a
-    trailing space, say).  In front stands the beginning-of-sequence token where the model wants one; with an empty
-    prompt and no such token, the model's beginning or end token stands for "a text begins here".
+    """`answer_item` of prompt + answer encoded together: tokenising the two apart and gluing them would score a string
+    that the model never writes.
     """
     tokens = tokenizer.encode(prompt + answer, parse_special=True)
     lengths = surface_lengths(tokenizer, tokens)
@@ -62,6 +58,17 @@ def joint_item(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[Item, bo
             f"this tokenizer has no tokens for {dropped} byte(s) of the text, so its probability is not defined: "
             f"remove control characters, or use another model"
         )
+    return answer_item(tokenizer, tokens, lengths, answer)
+
+
+def answer_item(tokenizer: Tokenizer, tokens: list[int], lengths: Seq[int], answer: str) -> tuple[Item, bool]:
+    """(the tokens of a text that ends in the answer with the first one of the answer, whether it straddles).
+
+    The answer's tokens are those that hold at least one byte of the answer; lengths are the `surface_lengths`.  A
+    straddling first token also holds the end of the prompt (a trailing space, say).  In front stands the
+    beginning-of-sequence token where the model wants one; with an empty prompt and no such token, the model's beginning
+    or end token stands for "a text begins here".
+    """
     boundary = sum(lengths) - len(answer.encode())
     ends = np.cumsum(lengths)
     start = int(np.searchsorted(ends, boundary, side="right")) if answer else len(tokens)
@@ -69,10 +76,10 @@ def joint_item(tokenizer: Tokenizer, prompt: str, answer: str) -> tuple[Item, bo
     full = begin(tokenizer, tokens)
     start += len(full) - len(tokens)
     if start == 0:
-        first = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if first is None:
+        first = opening(tokenizer)
+        if not first:
             raise ModelError("an empty prompt needs a beginning or end token, and this tokenizer has neither")
-        full, start = [first, *full], 1
+        full, start = [*first, *full], 1
     return Item(tuple(full), start), straddles
 
 
@@ -219,11 +226,11 @@ def _choose(items: list[Item], kept: Seq[int], *, tokens: int, leaves: int) -> t
     always is (its row is wanted).
     """
     first = items[0]
-    depth = min(_common(kept, first.tokens), first.start - 1)
+    depth = min(common_length(kept, first.tokens), first.start - 1)
     total, count = len(first.tokens) - 1 - depth, 1
     for before, item in itertools.pairwise(items):
-        shared = min(depth, _common(kept, item.tokens), item.start - 1)
-        added = depth - shared + max(0, len(item.tokens) - 1 - max(shared, _common(before.tokens, item.tokens)))
+        shared = min(depth, common_length(kept, item.tokens), item.start - 1)
+        added = depth - shared + max(0, len(item.tokens) - 1 - max(shared, common_length(before.tokens, item.tokens)))
         if depth - shared > CHEAP_TOKENS or total + added > tokens or count >= leaves:
             break
         depth, total, count = shared, total + added, count + 1
@@ -294,21 +301,12 @@ def _score_next(
     keep: list[int] = []
     if count < len(horizon):  # what the next text shares with the last one stays
         upcoming = horizon[count]
-        shared = min(_common(horizon[count - 1].tokens[:-1], upcoming.tokens), upcoming.start - 1)
+        shared = min(common_length(horizon[count - 1].tokens[:-1], upcoming.tokens), upcoming.start - 1)
         keep = paths[-1][: max(0, shared - depth)]
     elif keep_last and count == len(todo):
         keep = paths[-1]
     runtime.commit([(sequence, keep)])
     return (*kept, *(tokens[node] for node in keep)), count
-
-
-def _common(a: Seq[int], b: Seq[int]) -> int:
-    """Length of the common prefix."""
-    n = min(len(a), len(b))
-    for i in range(n):
-        if a[i] != b[i]:
-            return i
-    return n
 
 
 # --- numbers to results -----------------------------------------------------------------------------------------------

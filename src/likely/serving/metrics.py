@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from likely.decoding.loop import CallCounts
 from likely.decoding.request import Event
-from likely.errors import missing_extra
+from likely.errors import needs
 from likely.serving.tools.report import EnergyMeter
 
-try:
+with needs("prometheus-client", "serve"):
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-except ImportError:
-    raise missing_extra("prometheus-client", "serve") from None
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

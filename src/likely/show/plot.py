@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from likely.errors import DataError, missing_extra
+from likely.errors import DataError, names_in, needs
 from likely.io.jsonl import read_lines
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ def read_series(path: str | Path) -> Series:
             continue
         answers = _answers(record, here)
         if answers is None:
-            found = ", ".join(f'"{key}"' for key in list(record)[:8]) or "nothing"
             raise DataError(
-                f'{here}: field "answers" or "token_logprobs" is missing (found: {found}): '
+                f'{here}: field "answers" or "token_logprobs" is missing (found: {names_in(list(record)[:8])}): '
                 f"this is not a results file of likely score or likely ask"
             )
         seen = True
@@ -142,10 +141,8 @@ def draw_histograms(series: Sequence[Series]) -> Figure:
 
 def new_figure(figsize: tuple[float, float], *, dpi: int = 120) -> Figure:
     """A figure of matplotlib that no window shows; CapabilityError without matplotlib."""
-    try:
+    with needs("matplotlib", "plots"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
     return Figure(figsize=figsize, dpi=dpi, layout="constrained")
 
 

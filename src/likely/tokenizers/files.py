@@ -74,7 +74,7 @@ def metadata_from_folder(folder: Path, *, vocab_size: int) -> Pairs:
 
 def _tokenizer_of(pairs: Pairs) -> HFTokenizer:
     plain = {key: value.value if isinstance(value, Typed) else value for key, value in pairs.items()}
-    header = GgufHeader(3, {"general.architecture": "none", **plain}, [], 0, 32, 0)
+    header = GgufHeader(3, {"general.architecture": "none", **plain}, [], 0, 32)
     return tokenizer_from_header(header, "the GGUF form")
 
 

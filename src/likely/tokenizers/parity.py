@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from likely.tokenizers.protocol import Tokenizer
+from likely.tokenizers.protocol import Tokenizer, common_length
 
 _DIGITS = [
     "0", "7", "12", "123", "1234", "12345678901234567890", "3.14159", "1,000,000", "1 000 000", "-42", "+1",
@@ -72,10 +72,7 @@ class Mismatch:
 
     @property
     def at(self) -> int:
-        same = 0
-        while same < min(len(self.a), len(self.b)) and self.a[same] == self.b[same]:
-            same += 1
-        return same
+        return common_length(self.a, self.b)
 
 
 def compare_tokenizers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 
@@ -53,6 +53,16 @@ def begin(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     if tokenizer.add_bos and tokenizer.bos_id is not None and tokens[:1] != [tokenizer.bos_id]:
         return [tokenizer.bos_id, *tokens]
     return tokens
+
+
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """The one token that an empty prompt is instead: beginning or end of a text; none where neither exists."""
+    return [token for token in (tokenizer.bos_id, tokenizer.eos_id) if token is not None][:1]
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:

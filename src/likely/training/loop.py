@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from likely.errors import missing_extra
+from likely.errors import needs
 from likely.training.checkpoints import Checkpoints
 from likely.training.metrics_log import MetricsLog
 from likely.training.processes import Processes, local, whole
@@ -28,10 +28,8 @@ Kept = TypeVar("Kept")
 
 
 def import_torch() -> Any:
-    try:
+    with needs("torch", "torch"):
         import torch
-    except ImportError:
-        raise missing_extra("torch", "torch") from None
     return torch
 
 

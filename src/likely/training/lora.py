@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from likely.errors import CapabilityError, ModelError, missing_extra
+from likely.errors import CapabilityError, ModelError, needs
 from likely.tokenizers.protocol import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,10 +56,8 @@ def with_adapters(
     """
     import torch
 
-    try:
+    with needs("peft", "train"):
         from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise missing_extra("peft", "train") from None
     linear = {name for name, part in module.named_modules() if type(part) is torch.nn.Linear}
     chosen = {name for name in linear if name.split(".")[-1] in targets}
     if missing := sorted(set(targets) - {name.split(".")[-1] for name in chosen}):

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from likely.errors import CapabilityError, DataError, ModelError, missing_extra
+from likely.errors import CapabilityError, DataError, ModelError, needs
 from likely.io.hashes import fingerprint
 from likely.tokenizers.protocol import Tokenizer
 from likely.training.lora import HasRuntime, trainable, with_adapters
@@ -243,10 +243,8 @@ class Policy:
                 f"{folder}: this adapter was trained on other weights (revision {about['base_revision']}, this model's "
                 f"is {self.base_revision}): load {about.get('model') or 'the model it was trained on'}"
             )
-        try:
+        with needs("peft", "train"):
             from peft import PeftModel
-        except ImportError:
-            raise missing_extra("peft", "train") from None
         wrapped = PeftModel.from_pretrained(self.base, str(folder), adapter_name=TRAINED, is_trainable=True)
         wrapped.load_adapter(str(folder), adapter_name=REFERENCE, is_trainable=False)
         wrapped.base_model.set_adapter(TRAINED)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from likely.errors import missing_extra
+from likely.errors import needs
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +36,8 @@ class Processes:
         """Join the processes that torchrun started; a process of its own where it did not."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
-        try:
+        with needs("accelerate", "train"):
             from accelerate import PartialState
-        except ImportError:
-            raise missing_extra("accelerate", "train") from None
         state = PartialState(cpu=cpu)
         return cls(state.process_index, state.num_processes)
 

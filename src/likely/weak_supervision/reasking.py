@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import check_choice
-from likely.metrics.checks import Floats, Ints
+from likely.metrics.checks import Floats, Ints, as_floats
 from likely.metrics.intervals import Accuracy
 from likely.scoring.scored import PairScorer
 from likely.uncertainty.types import option_scores
@@ -93,18 +93,9 @@ def budget_threshold(risk: Any, budget: float) -> float:
     """
     if not 0 <= budget <= 1:
         raise ValueError(f"budget is a share of the items, 0..1, got {budget}")
-    falling = np.sort(_checked_risk(risk))[::-1]
+    falling = np.sort(as_floats(risk, "risk", 1))[::-1]
     most = math.floor(budget * len(falling) + 1e-9)
     return -math.inf if most == len(falling) else float(falling[most])
-
-
-def _checked_risk(risk: Any) -> Floats:
-    values = np.asarray(risk, np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"risk must be (N,) with at least one item, got shape {values.shape}")
-    if np.isnan(values).any():
-        raise ValueError(f"risk: row {int(np.isnan(values).argmax())} is not a number (NaN)")
-    return values
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def reask(
     check_choice("policy", policy, POLICIES)
     n, k = len(texts), len(task.labels)
     first = np.asarray(answers, np.int64)
-    values = _checked_risk(risk)
+    values = as_floats(risk, "risk", 1)
     if first.shape != (n,) or values.shape != (n,):
         raise ValueError(f"{n} texts, answers {first.shape}, risk {values.shape}: one of each per text")
     if (first < -1).any() or (first >= k).any():

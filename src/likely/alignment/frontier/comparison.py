@@ -10,7 +10,7 @@ import numpy as np
 
 from likely.alignment.frontier.bound import Envelope
 from likely.alignment.frontier.policies import FrontierPoint, KlEstimator, PolicySamples
-from likely.errors import DataError, missing_extra
+from likely.errors import DataError, needs
 from likely.metrics.bootstrap import check_settings, percentiles, resampled_weights
 from likely.metrics.checks import Floats
 
@@ -94,10 +94,8 @@ def draw_frontier(
 
     lines  names of sweeps: points whose name is "SWEEP SETTING" are joined in the order of their KL
     """
-    try:
+    with needs("matplotlib", "plots"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     if bound is not None:

@@ -204,25 +204,16 @@ class SpanConstraint(TextConstraint):
             return no_tokens(self.vocab_size)
         return self.automaton.mask(self._states[-1], self.vocabulary)
 
-    def permits(self, token: int) -> bool:
+    def _may_follow(self, token: int, text: bytes) -> bool:
         states = self._states[-1]
-        if self.ended or not 0 <= token < self.vocab_size:
-            return False
         if states in self.automaton._masks:
             return contains(self.automaton._masks[states], token)
-        if token in self.vocabulary.end_ids:
-            return self.accepting
-        text = self.vocabulary.tokens[token]
-        return bool(text) and bool(self.automaton.walk(states, text))
+        return bool(self.automaton.walk(states, text))
 
     def _take(self, token: int) -> None:
         self._states.append(self.automaton.walk(self._states[-1], self.vocabulary.tokens[token]))
 
-    def forced(self) -> list[int]:
-        if self.ended:
-            return []
-        if self.finished:
-            return [self.vocabulary.eos_id]
+    def _forced(self) -> list[int]:
         states, text = self._states[-1], bytearray()
         while not self.automaton.accepts(states) and len(following := self.automaton.next_bytes(states)) == 1:
             [byte] = following

@@ -15,7 +15,6 @@ from likely.alignment.labelling.constraint import SpanAutomaton, SpanConstraint
 from likely.alignment.labelling.prompt import LEAD, DemonstrationSelector, RandomDemonstrations, SpanPrompt
 from likely.alignment.labelling.sentences import Sentence
 from likely.alignment.labelling.spans import LabelledSpan, SpanCounts, count_spans, span_f1, tags_of
-from likely.decoding.drafting.protocol import common_length
 from likely.decoding.loop import Loop
 from likely.decoding.request import Finished, Request, longest_text
 from likely.decoding.run import events
@@ -27,7 +26,7 @@ from likely.io.jsonl import chunked
 from likely.metrics.bootstrap import bootstrap_ratio
 from likely.runtimes.protocol import Runtime, Work
 from likely.runtimes.protocol import Sequence as HeldSequence
-from likely.tokenizers.protocol import Tokenizer
+from likely.tokenizers.protocol import Tokenizer, common_length
 
 TOGETHER = 32  # sentences whose responses are written in one loop
 LEAST_SHARED = 16  # tokens of a common beginning that are worth a sequence of their own

@@ -11,7 +11,7 @@ from typing import Any
 
 from likely.alignment.labelling.spans import LabelledSpan, TagScheme, check_spans, check_tags, find_scheme, spans_of
 from likely.data.datasets import find_set, load_records
-from likely.errors import DataError
+from likely.errors import DataError, names_in
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line, read_lines
 
@@ -155,7 +155,7 @@ def _sentence(record: dict[str, Any], where: str, line: Line, scheme: TagScheme 
         return _tagged(tokens, tags, where, line, scheme)
     text = record.get("text")
     if not isinstance(text, str):
-        found = ", ".join(f'"{key}"' for key in record) or "nothing"
+        found = names_in(record)
         raise DataError(f'{where}: field "tokens" (or "text") is missing (found: {found}); expected {EXAMPLE}')
     if spans is None:
         return from_text(text, where=where, line=line)

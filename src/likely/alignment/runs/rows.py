@@ -15,10 +15,10 @@ from typing import Any, Literal
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.scores import Completion
 from likely.alignment.sources import Prompt
-from likely.errors import DataError, LikelyError, ModelError, check_choice
+from likely.errors import DataError, LikelyError, ModelError, check_choice, names_in
 from likely.io.jsonl import Line, read_lines
 from likely.models.chat_template import ChatTemplate, Rendered, check_messages, go_on, render_chat
-from likely.tokenizers.protocol import Tokenizer, begin
+from likely.tokenizers.protocol import Tokenizer, begin, opening
 from likely.training.lora import HasRuntime
 
 TooLong = Literal["error", "drop", "cut"]
@@ -67,10 +67,7 @@ class RowEncoder:
     def prompt(self, value: Any, where: str, row: int = 0) -> Prompt:
         """A text, or messages that end before the assistant's turn."""
         if isinstance(value, str):
-            tokens = begin(self.tokenizer, self.tokenizer.encode(value, parse_special=True))
-            if not tokens:
-                first = self.tokenizer.bos_id if self.tokenizer.bos_id is not None else self.tokenizer.eos_id
-                tokens = [] if first is None else [first]
+            tokens = begin(self.tokenizer, self.tokenizer.encode(value, parse_special=True)) or opening(self.tokenizer)
             text = value
         else:
             rendered = self._rendered(value, where, ask=True)
@@ -239,8 +236,7 @@ def _pair(encoder: RowEncoder, line: Line, where: str) -> PreferencePair:
 
 def row_field(line: Line, name: str, where: str) -> Any:
     if name not in line.record:
-        found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
-        raise DataError(f'{where}: field "{name}" is missing (found: {found})')
+        raise DataError(f'{where}: field "{name}" is missing (found: {names_in(line.record)})')
     return line.record[name]
 
 

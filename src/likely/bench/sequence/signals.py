@@ -22,7 +22,7 @@ from likely.bench.sequence.examples import (
     task_rng,
 )
 from likely.data.datasets import load_records
-from likely.errors import DataError, missing_extra
+from likely.errors import DataError, needs
 
 
 def make_delay(
@@ -90,10 +90,8 @@ def make_digits(n: int, seed: int, *, split: Split = "train", permuted: bool = F
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[NDArray[Any], NDArray[np.int64]]:
-    try:
+    with needs("scikit-learn", "test"):
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    except ImportError:
-        raise missing_extra("scikit-learn", "test") from None
     found = load_digits()
     return found.images, found.target.astype(np.int64)
 

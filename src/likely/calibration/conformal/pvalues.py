@@ -16,7 +16,7 @@ from scipy.special import betaincinv
 
 from likely.calibration.conformal.quantiles import check_alpha, conformal_quantile
 from likely.errors import DataError, check_choice
-from likely.metrics.checks import Floats, as_floats
+from likely.metrics.checks import Floats, as_floats, check_share
 
 Side = Literal["greater", "less"]
 Ties = Literal["random", "conservative"]
@@ -94,8 +94,7 @@ def rate_spread(n: int, alpha: float, *, level: float = 0.95) -> tuple[float, fl
     check_alpha(alpha)
     if n < 1:
         raise ValueError(f"n must be at least 1 calibration score, got {n}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    check_share(level=level)
     a = alpha * (n + 1)
     low, high = betaincinv(a, n + 1 - a, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -11,12 +11,11 @@ import numpy as np
 
 from likely.calibration.recalibrators.protocol import Parameters
 from likely.errors import DataError
-from likely.metrics.checks import Floats, Ints
+from likely.metrics.checks import Floats, Ints, check_share
 
 
 def check_alpha(alpha: float) -> float:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
+    check_share(alpha=alpha)
     return alpha
 
 

@@ -79,11 +79,6 @@ def clipped(logp: Floats) -> Floats:
     return np.maximum(logp, LOWEST)
 
 
-def equal_nodes(segments: int) -> Floats:
-    """(segments + 1,) at equal distances."""
-    return np.linspace(LOWEST, 0, segments + 1)
-
-
 def dense_nodes(count: int) -> Floats:
     """(count,) closer together towards 0, where the probabilities that matter are: equal in log(1 − z)."""
     nodes = -np.expm1(np.linspace(np.log1p(-LOWEST), 0, count))

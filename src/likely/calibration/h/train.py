@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from likely.calibration.h.loss import fitting_window, hcal_loss
-from likely.calibration.h.maps import FLATTEST, HMap, cells, clipped, dense_nodes, equal_nodes, integral
+from likely.calibration.h.maps import FLATTEST, LOWEST, HMap, cells, clipped, dense_nodes, integral
 from likely.metrics.checks import Floats, Ints
 from likely.training.loop import EarlyStopping, import_torch, train
 
@@ -129,7 +129,7 @@ def _linear(logp: Floats, beta: float, generator: Any) -> Trainable:
 def _piecewise(logp: Floats, beta: float, generator: Any) -> Trainable:
     """Ten slopes over segments of equal length, all equal to β at first: then it is temperature scaling."""
     torch = import_torch()
-    nodes = equal_nodes(SEGMENTS)
+    nodes = np.linspace(LOWEST, 0, SEGMENTS + 1)
     slopes = torch.full((SEGMENTS,), beta, dtype=torch.float64, requires_grad=True)
 
     def density() -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
-from likely.calibration.recalibrators.sigmoid import fit_platt, log_odds
+from likely.calibration.recalibrators.sigmoid import as_score, fit_platt
 from likely.errors import DataError, check_choice
 from likely.metrics.checks import Floats
 
@@ -118,7 +118,7 @@ class ScalingBinning(Fitted):
         order = np.random.default_rng(self.seed).permutation(len(values))
         first, second = order[: len(order) // 2], order[len(order) // 2 :]
         check_rows(len(second), self.bins, f"the half of {self.name} that is binned")
-        score = self._score(values)
+        score = as_score(values, self.input)
         self.a_, self.b_ = fit_platt(score[first], correct[first].astype(np.float64))
         scaled = expit(self.a_ * score[second] + self.b_)
         self.edges_ = mass_edges(scaled, self.bins)
@@ -128,13 +128,10 @@ class ScalingBinning(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        scaled = expit(self.a_ * self._score(self.checked(x)) + self.b_)
+        scaled = expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
         return self.values_[np.searchsorted(self.edges_, scaled, side="left")]
 
     def restore(self, learned: Any) -> Self:
         super().restore(learned)
         check_steps(self.edges_, self.values_)
         return self
-
-    def _score(self, values: Floats) -> Floats:
-        return log_odds(values) if self.input == "confidence" else values

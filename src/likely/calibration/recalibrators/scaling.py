@@ -179,13 +179,13 @@ class Matrix(Affine):
         if not self.l2 >= 0:
             raise ValueError(f"l2 must be >= 0, got {self.l2}")
         logp, classes = self.checked_classes(x, labels)
-        start = inverse_temperature(logp, classes)[0] * np.eye(logp.shape[1])
+        start, zero = _start(logp, classes)
 
         def penalty(w: Floats, b: Floats) -> tuple[float, Floats, Floats]:
             away = w - start
             return self.l2 / 2 * float((away**2).sum() + b @ b), self.l2 * away, self.l2 * b
 
-        self.weights_, self.bias_ = fit_affine(logp, classes, penalty, (start, np.zeros(len(start))))
+        self.weights_, self.bias_ = fit_affine(logp, classes, penalty, (start, zero))
         self.keep_accuracies(logp, affine(logp, self.weights_, self.bias_), classes)
         return self
 

@@ -62,20 +62,17 @@ class Platt(Fitted):
 
     def fit(self, x: Any, labels: Any) -> Self:
         values, correct = self.checked_binary(x, labels)
-        self.a_, self.b_ = fit_platt(self._score(values), correct.astype(np.float64))
+        self.a_, self.b_ = fit_platt(as_score(values, self.input), correct.astype(np.float64))
         return self
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        return expit(self.a_ * self._score(self.checked(x)) + self.b_)
-
-    def _score(self, values: Floats) -> Floats:
-        return log_odds(values) if self.input == "confidence" else values
+        return expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
 
 
-def log_odds(confidence: Floats) -> Floats:
-    """log c − log(1 − c), both clipped at log 1e-12."""
-    return log_probs(confidence) - log_probs(1 - confidence)
+def as_score(values: Floats, kind: Input) -> Floats:
+    """Of a confidence log c − log(1 − c), both clipped at log 1e-12; a score as it is."""
+    return log_probs(values) - log_probs(1 - values) if kind == "confidence" else values
 
 
 def fit_platt(score: Floats, correct: Floats) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from likely.calibration.recalibrators.one_vs_rest import OneVsRest
 from likely.calibration.recalibrators.protocol import Fitted, Input
 from likely.calibration.recalibrators.scaling import Dirichlet, Matrix, Temperature, Vector
 from likely.calibration.recalibrators.sigmoid import Beta, Platt
-from likely.errors import DataError, check_choice
+from likely.errors import DataError, check_choice, names_in
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def _described(record: Any, fields: tuple[str, ...], what: str) -> tuple[str, Ma
         raise DataError(f"{what} must be an object with {', '.join(fields)}, got {type(record).__name__}")
     for field in fields:
         if field not in record:
-            found = ", ".join(f'"{name}"' for name in record) or "nothing"
-            raise DataError(f'{what} must have the field "{field}" (found: {found})')
+            raise DataError(f'{what} must have the field "{field}" (found: {names_in(record)})')
     if not isinstance(record["params"], Mapping):
         raise DataError(f"{what}: params must be an object, got {type(record['params']).__name__}")
     return record["method"], record["params"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.decoding.diffusion.canvas import BoolArray, Canvas
 from likely.decoding.diffusion.prophet import Prophet
-from likely.errors import missing_extra
+from likely.errors import needs
 from likely.metrics.checks import Floats
 from likely.runtimes.protocol import FloatArray, IntArray
 
@@ -112,10 +112,8 @@ def convergence_curve(rows: Sequence[BoolArray], fractions: Floats) -> Floats:
 
 def draw_convergence(curves: Mapping[str, tuple[Floats, Floats]], *, what: str = "share decided") -> Figure:
     """A figure of curves by name: (fractions of the steps, shares); what: label of the second axis."""
-    try:
+    with needs("matplotlib", "plots"):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise missing_extra("matplotlib", "plots") from None
     if not curves:
         raise ValueError("nothing to draw: give at least one curve")
     figure = Figure(figsize=(6, 4), dpi=120, layout="constrained")

@@ -17,11 +17,12 @@ from likely.decoding.drafting.budget.acceptance import (
     match_class,
 )
 from likely.decoding.drafting.budget.controller import Candidate, Controller, PlannedCall
-from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether, common_length
+from likely.decoding.drafting.protocol import NO_DRAFT, Draft, DraftDistribution, DraftsTogether
 from likely.decoding.request import longest_text
 from likely.decoding.sequence_state import SequenceState
 from likely.errors import ConstraintError
 from likely.runtimes.protocol import Runtime
+from likely.tokenizers.protocol import common_length
 
 FORCED, FORCED_MATCH = "constraint", 128  # drafts of what a constraint forces, and how far they are trusted untried
 REJECTION_BUDGET = 16  # drafted tokens per call under rules R and K, unless the request says

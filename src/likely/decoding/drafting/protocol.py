@@ -207,9 +207,4 @@ def check_rollback(n: int, observed: int) -> None:
         raise ValueError(f"cannot forget {n} tokens, {observed} were observed")
 
 
-def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 FIXED_ONLY = frozenset({DraftDistribution.FIXED})  # drafts of a source that knows no q

@@ -14,7 +14,7 @@ from typing import Any
 
 from likely.decoding.accept import matched_walk
 from likely.decoding.drafting.protocol import NO_DRAFT, DraftDistribution, DraftSource, SamplingContext
-from likely.errors import CapabilityError, DataError, LikelyError
+from likely.errors import CapabilityError, DataError, LikelyError, names_in
 from likely.io.jsonl import Line, text_field
 from likely.metrics.bootstrap import bootstrap_ratio
 
@@ -218,8 +218,7 @@ def recorded(line: Line, where: str) -> RecordedLine:
     record, here = line.record, f"{where}:{line.number}"
     given = [kind for kind in KINDS if kind in record]
     if len(given) != 1:
-        fields = ", ".join(f'"{key}"' for key in record) or "nothing"
-        raise DataError(f'{here}: give one of "prompt", "messages" and "prompt_ids" (found: {fields})')
+        raise DataError(f'{here}: give one of "prompt", "messages" and "prompt_ids" (found: {names_in(record)})')
     if given == ["prompt_ids"]:
         return RecordedLine(here, ids=(_ids(record, "prompt_ids", here), _ids(record, "answer_ids", here)))
     if given == ["prompt"]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from likely.decoding.constraint import Mask, no_tokens
-from likely.errors import ConstraintError, missing_extra
+from likely.decoding.constraint import Mask, contains, no_tokens
+from likely.errors import ConstraintError, needs
 from likely.guided.json_schema.document import Schema
 from likely.guided.settings import FormSettings, Whitespace
 from likely.guided.text_constraint import TextConstraint
@@ -30,10 +30,8 @@ class LLGuidance:
     def __init__(self, vocabulary: Vocabulary, *, slices: Sequence[str] | None = None):
         """slices  regular expressions whose tokens are prepared as one set each; None: the engine's own choice"""
         self.vocabulary, self._slices = vocabulary, None if slices is None else list(slices)
-        try:
+        with needs("llguidance", "guided"):
             import llguidance
-        except ImportError:
-            raise missing_extra("llguidance", "guided") from None
         self._library = llguidance
 
     @cached_property
@@ -81,30 +79,21 @@ class LLGuidanceConstraint(TextConstraint):
     def finished(self) -> bool:
         return self.ended or (self.matcher.is_stopped() and self.matcher.is_accepting())
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self.ended:
-            return no_tokens(self.vocab_size)
+    def _text_mask(self) -> Mask:
         if self._mask is None:
             mask = no_tokens(self.vocab_size)
             self.matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
             if not self.matcher.get_error().startswith("NoExtensionBias"):  # its word for an empty set
                 self._check()
-            mask &= self.vocabulary.text_mask
-            self._mask = mask | self.vocabulary.end_mask if self.accepting else mask
+            self._mask = mask & self.vocabulary.text_mask
         return self._mask
 
-    def permits(self, token: int) -> bool:
-        if self._mask is not None or self.ended:
-            return super().permits(token)
-        if token in self.vocabulary.end_ids:  # one token is tried in less time than all
-            return self.matcher.is_accepting()
-        return bool(self.vocabulary.tokens[token]) and self.matcher.validate_tokens([token]) == 1
+    def _may_follow(self, token: int, text: bytes) -> bool:
+        if self._mask is not None:
+            return contains(self._mask, token)
+        return self.matcher.validate_tokens([token]) == 1  # one token is tried in less time than all
 
-    def forced(self) -> list[int]:
-        if self.ended:
-            return []
-        if self.finished:
-            return [self.vocabulary.eos_id]
+    def _forced(self) -> list[int]:
         return self.vocabulary.guess(self.matcher.compute_ff_bytes())
 
     def _take(self, token: int) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.constraint import Mask, no_tokens, pack
+from likely.decoding.constraint import Mask, pack
 from likely.errors import CapabilityError
 from likely.guided.engines.automaton import DEAD, ByteAutomaton
 from likely.guided.settings import Form
@@ -111,28 +111,16 @@ class ReferenceConstraint(TextConstraint):
     def finished(self) -> bool:
         return self.ended or bool(self.steps.automaton.final[self._state])
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self.ended:
-            return no_tokens(self.vocab_size)
-        mask = pack(self.steps.after(self._state) != DEAD)
-        return mask | self.vocabulary.end_mask if self.accepting else mask
+    def _text_mask(self) -> Mask:
+        return pack(self.steps.after(self._state) != DEAD)
 
-    def permits(self, token: int) -> bool:
-        if self.ended:
-            return False
-        if token in self.vocabulary.end_ids:
-            return self.accepting
-        text = self.vocabulary.tokens[token]
-        return bool(text) and self.steps.automaton.walk(self._state, text) != DEAD
+    def _may_follow(self, token: int, text: bytes) -> bool:
+        return self.steps.automaton.walk(self._state, text) != DEAD
 
     def _take(self, token: int) -> None:
         self._states.append(self.steps.automaton.walk(self._state, self.vocabulary.tokens[token]))
 
-    def forced(self) -> list[int]:
-        if self.ended:
-            return []
-        if self.finished:
-            return [self.vocabulary.eos_id]
+    def _forced(self) -> list[int]:
         automaton, state, text = self.steps.automaton, self._state, bytearray()
         while not automaton.accepting[state] and len(text) < 256:
             follow = np.flatnonzero(automaton.table[state] != DEAD)

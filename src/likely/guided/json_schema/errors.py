@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from likely.errors import ConstraintError
+from likely.errors import ConstraintError, shortened
 
 
 class InvalidSchema(ConstraintError):
@@ -38,7 +38,7 @@ class SchemaUnsatisfied(ConstraintError):
     """No sampled text follows the schema.  `text`: the last one; `errors`: what is wrong with it."""
 
     def __init__(self, text: str, errors: Sequence[str], draws: int = 1):
-        shown = text if len(text) <= 80 else f"{text[:77]}..."
+        shown = shortened(text, 80)
         who = "the sampled text does not follow" if draws == 1 else f"none of {draws} sampled texts follows"
         super().__init__(
             f"{who} the schema: {'; '.join(errors[:3])} (in {shown!r}). Raise retries= or relax the schema."

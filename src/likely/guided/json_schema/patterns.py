@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 
-from likely.errors import ConstraintError
+from likely.errors import ConstraintError, shortened
 from likely.guided.engines.code_points import complement, where
 from likely.io.linear_regex import LinearRegex
 from likely.io.regular_expression import (
@@ -82,7 +82,7 @@ def rewrite(pattern: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as error:
-        raise PatternError(f"{_short(pattern)} is not a regular expression: {error}", wrong=True) from None
+        raise PatternError(f"{shortened(pattern)!r} is not a regular expression: {error}", wrong=True) from None
     return text
 
 
@@ -90,13 +90,13 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
     """(what stands for the escape whose character is at `at`, where to go on)"""
     char = pattern[at : at + 1]
     if not char:
-        raise PatternError(f"{_short(pattern)} is not a regular expression: it ends in a backslash", wrong=True)
+        raise PatternError(f"{shortened(pattern)!r} is not a regular expression: it ends in a backslash", wrong=True)
     if char in _CLASSES:
         return (_CLASSES[char] if inside else f"[{_CLASSES[char]}]"), at + 1
     if char == "u":
         found = re.compile(r"u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}").match(pattern, at)
         if not found:
-            raise PatternError(f"{_short(pattern)} is not a regular expression: \\u needs four digits", wrong=True)
+            raise PatternError(f"{shortened(pattern)!r} is not a regular expression: \\u needs four digits", wrong=True)
         return _literal(int(found[1] or found[2], 16)), found.end()
     if char == "U" and (found := re.compile(r"U([0-9a-fA-F]{8})").match(pattern, at)):  # our own, not ECMA's
         return _literal(int(found[1], 16)), found.end()
@@ -107,7 +107,9 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
     if char in "pP":
         found = re.compile(r"[pP]\{([A-Z][a-z]?)\}").match(pattern, at)
         if not found or not (members := _of_category(found[1], negated=char == "P")):
-            raise PatternError(f"{_short(pattern)} holds \\{char}; of these only general categories (L, Nd) are taken")
+            raise PatternError(
+                f"{shortened(pattern)!r} holds \\{char}; of these only general categories (L, Nd) are taken"
+            )
         return (members if inside else f"[{members}]"), found.end()
     if char in "tnvfr":
         return "\\" + char, at + 1
@@ -118,7 +120,7 @@ def _escape(pattern: str, at: int, inside: bool) -> tuple[str, int]:
     if char in "bBk" or char.isdigit():
         return "\\" + char, at + 1
     if char.isalpha():
-        raise PatternError(f"{_short(pattern)} is not a regular expression: bad escape \\{char}", wrong=True)
+        raise PatternError(f"{shortened(pattern)!r} is not a regular expression: bad escape \\{char}", wrong=True)
     return _literal(ord(char)), at + 1
 
 
@@ -138,10 +140,6 @@ def _literal(code: int) -> str:
     if char.isascii() and char.isprintable():
         return char if char.isalnum() or char in " _" else "\\" + char
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
-
-
-def _short(pattern: str) -> str:
-    return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
 
 
 # --- checking strings -------------------------------------------------------------------------------------------------

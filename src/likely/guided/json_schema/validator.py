@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from likely.errors import missing_extra
+from likely.errors import needs
 from likely.guided.json_schema.document import Document, Schema
 from likely.guided.json_schema.errors import InvalidSchema, InvalidText
 from likely.guided.json_schema.formats import FORMATS, has_format
@@ -23,11 +23,9 @@ class Validator:
     """Of one schema.  References are followed inside it only."""
 
     def __init__(self, document: Document):
-        try:
+        with needs("jsonschema", "guided"):
             import jsonschema
             import referencing
-        except ImportError:
-            raise missing_extra("jsonschema", "guided") from None
         formats = jsonschema.FormatChecker(formats=())
         for name in FORMATS:
             formats.checks(name)(_format_check(name))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from likely.errors import ModelError, RemoteError
+from likely.errors import ModelError, RemoteError, shortened
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 MAX_EVENT_BYTES = 1024 * 1024  # one line of a stream
@@ -231,7 +231,7 @@ class Endpoint:
             text = re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", str(text), flags=re.DOTALL | re.IGNORECASE)
         line = self._redacted(" ".join(str(text).split()))
         line = "".join(c if c.isprintable() else "?" for c in line)
-        return f'"{line if len(line) <= 300 else line[:297] + "..."}"' if line else "(an empty reply)"
+        return f'"{shortened(line, 300)}"' if line else "(an empty reply)"
 
     def _redacted(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

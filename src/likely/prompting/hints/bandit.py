@@ -13,7 +13,7 @@ import numpy as np
 
 from likely.calibration.recalibrators.protocol import Learned, read_learned
 from likely.errors import DataError
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import read_text, write_whole_file
 from likely.metrics.checks import Floats, Ints, softmax
 from likely.prompting.hints.downstream import ChoiceQuestion, Downstream, Stated, hint_features
 from likely.prompting.hints.reward import group_advantages
@@ -146,9 +146,7 @@ class HintBandit:
     def load(cls, path: Path) -> HintBandit:
         """DataError names the file and what is wrong with it."""
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            record = json.loads(read_text(path))
         except ValueError as error:
             raise DataError(f"{path} is not a policy: {error}") from None
         if not isinstance(record, dict) or record.get("likely_hint_policy") != FORMAT:

@@ -18,12 +18,13 @@ import textwrap
 import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 from likely.errors import ConstraintError
 from likely.queries.decoders import OPTIONS as DECODERS
 from likely.queries.decoders import Decoder, make_decoder
-from likely.queries.syntax.rewrite import Rewriter, prompt_of
+from likely.queries.syntax.rewrite import Rewriter, bound_names, prompt_of
 
 RUN = "__q__"  # the name of the run in rewritten programs
 SUBQUERY = "__subquery__"  # makes a query of a rewritten function
@@ -65,10 +66,8 @@ def parse(text: str, file: str = "query") -> Parsed:
     body = _with_methods(sections.body, file)
     module = _parsed(body, file)
     assert isinstance(module, ast.Module)
-    decoder = _decoder_of(sections.decoder, file, 1) if sections.decoder else None
-    model = None
-    if sections.model:
-        model = _literal_model(sections.model, file)
+    decoder = _decoder(_expression(sections.decoder, file, 1), file) if sections.decoder else None
+    model = _literal_model(sections.model) if sections.model else None
     statements = module.body
     if statements and (found := take_decoder(statements[0], file)):
         decoder, statements = found, statements[1:]
@@ -77,7 +76,7 @@ def parse(text: str, file: str = "query") -> Parsed:
         before = []
     elif function.body and (found := take_decoder(function.body[0], file)):
         decoder, function.body = found, function.body[1:] or [ast.Pass()]
-    outside = _bound(before)
+    outside = bound_names(before)
     rewriter = Rewriter(file, body, QuerySyntaxError, RUN, lambda name: name in outside or hasattr(builtins, name))
     if sections.where:
         rewriter.where = _expression(sections.where, file, sections.lines[0])
@@ -128,16 +127,6 @@ def _function_of(statements: list[ast.stmt], file: str) -> tuple[ast.FunctionDef
     return made, None
 
 
-def _bound(statements: list[ast.stmt]) -> set[str]:
-    """Names that these statements define."""
-    nodes = [n for s in statements for n in ast.walk(s)]
-    found = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    found |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    return found | {
-        a.asname or a.name.split(".")[0] for n in nodes if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names
-    }
-
-
 def take_decoder(statement: ast.stmt, file: str) -> Decoder | None:
     """argmax, sample(n=3), ... as a statement of its own."""
     if not isinstance(statement, ast.Expr):
@@ -164,11 +153,7 @@ def _decoder(node: ast.expr, file: str) -> Decoder:
         raise QuerySyntaxError(str(error), file, node.lineno, node.col_offset + 1) from None
 
 
-def _decoder_of(text: str, file: str, line: int) -> Decoder:
-    return _decoder(_expression(text, file, line), file)
-
-
-def _literal_model(text: str, file: str) -> str:
+def _literal_model(text: str) -> str:
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
@@ -265,7 +250,7 @@ def _standalone(source: str, file: str) -> _Sections | None:
             marks.append(token)
     if not marks:
         return None
-    offsets = _offsets(source)
+    offsets = [0, *accumulate(map(len, source.splitlines(keepends=True)))]
     starts = [offsets[t.start[0] - 1] + t.start[1] for t in marks]
     ends = [offsets[t.end[0] - 1] + t.end[1] for t in marks]
     pieces = {"from": "", "where": "", "distribution": ""}
@@ -280,8 +265,7 @@ def _standalone(source: str, file: str) -> _Sections | None:
             depth += (tokens[head].string == "(") - (tokens[head].string == ")")
     cut = offsets[tokens[head].end[0] - 1] + tokens[head].end[1]
     decoder = source[:cut]
-    rest = source[cut : starts[0]]
-    body = "\n" * decoder.count("\n") + _dedent(rest)
+    body = "\n" * decoder.count("\n") + _dedent(source[cut : starts[0]])
     return _Sections(
         body + "\n",
         decoder,
@@ -292,17 +276,9 @@ def _standalone(source: str, file: str) -> _Sections | None:
     )
 
 
-def _offsets(source: str) -> list[int]:
-    found = [0]
-    for line in source.splitlines(keepends=True):
-        found.append(found[-1] + len(line))
-    return found
-
-
 def _dedent(block: str) -> str:
     """The block at the left margin; text on the first line belongs to it."""
     first, newline, others = block.partition("\n")
     if first.strip():
-        others_shown = re.sub(r"(?m)^[ \t]+", "", others) if others else ""
-        return first.strip() + newline + others_shown
+        return first.strip() + newline + re.sub(r"(?m)^[ \t]+", "", others)
     return newline + textwrap.dedent(others)

@@ -65,7 +65,7 @@ class Rewriter:
                 case HoleAt(name, tactic, at, decorator):
                     later = [p.name for p in pieces[number + 1 :] if isinstance(p, HoleAt)]
                     if name == target:
-                        call = self._distribution(name, values, options)
+                        call = self._method("distribution", [ast.Constant(name), values], options)
                     else:
                         call = self._gen(name, tactic, at, joined, later, statement)
                     made.append(ast.Assign([ast.Name(name, ast.Store())], call))
@@ -86,8 +86,7 @@ class Rewriter:
         if tactic:
             kind = self._expression(tactic, statement, at + len(name) + 1)
             if isinstance(kind, ast.Call):  # another query with arguments
-                inner = self._method("nested", [kind.func, *kind.args], kind.keywords)
-                kind = inner
+                kind = self._method("nested", [kind.func, *kind.args], kind.keywords)
             keywords.append(ast.keyword("type", kind))
         if joined:
             writer = ClauseWriter(set(self.holes), self.run, self.fail)
@@ -97,9 +96,6 @@ class Rewriter:
             keywords.append(ast.keyword("where", ast.Lambda(nothing, body)))
             keywords.append(ast.keyword("later", ast.Tuple([ast.Constant(h) for h in later], ast.Load())))
         return self._method("gen", [ast.Constant(name)], keywords)
-
-    def _distribution(self, name: str, values: ast.expr, options: list[ast.keyword]) -> ast.expr:
-        return self._method("distribution", [ast.Constant(name), values], options)
 
     def _target(self, node: ast.expr | None, names: list[str]) -> tuple[str, ast.expr]:
         """(the distribution hole, its values); ("", ...) for none."""
@@ -140,12 +136,8 @@ class Rewriter:
 
     def _check_names(self, clause: ast.expr, inside: ast.FunctionDef) -> None:
         """Every name of a clause is a hole or a name that the program or Python knows."""
-        bound = {a.arg for a in ast.walk(inside) if isinstance(a, ast.arg)}
-        bound |= {n.id for n in ast.walk(inside) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        bound |= {a.asname or a.name.split(".")[0] for a in ast.walk(inside) if isinstance(a, ast.alias)}
-        bound |= {d.name for d in ast.walk(inside) if isinstance(d, (ast.FunctionDef, ast.ClassDef))}
-        bound |= {n.id for n in ast.walk(clause) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-        bound |= {a.arg for a in ast.walk(clause) if isinstance(a, ast.arg)}
+        bound = bound_names([inside, clause])
+        bound |= {a.arg for tree in (inside, clause) for a in ast.walk(tree) if isinstance(a, ast.arg)}
         for node in ast.walk(clause):
             if not isinstance(node, ast.Name) or node.id in bound or node.id in self.holes:
                 continue
@@ -227,6 +219,14 @@ class _Statements(ast.NodeTransformer):
         if prompt_of(node) is None:
             return node
         return self.rewriter.statements(node)
+
+
+def bound_names(trees: Sequence[ast.AST]) -> set[str]:
+    """Names that these define."""
+    nodes = [n for tree in trees for n in ast.walk(tree)]
+    found = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    found |= {n.name for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    return found | {n.asname or n.name.split(".")[0] for n in nodes if isinstance(n, ast.alias)}
 
 
 def prompt_of(statement: ast.AST) -> tuple[ast.Constant, list[ast.Call]] | None:

@@ -33,7 +33,7 @@ from likely.queries.where.nodes import (
     describe,
 )
 from likely.queries.where.opaque import Opaque, Peek, Tiers
-from likely.queries.where.regular import grammar, interval, normal, terminal
+from likely.queries.where.regular import HEAD, interval, normal, terminal
 from likely.queries.where.stops import HoleConstraint, StopRule, split_stops
 
 NO_TEXT = "NoExtensionBias"  # how llguidance calls a terminal that no text matches
@@ -127,16 +127,13 @@ class WhereCompiler:
     def _regular(self, terminals: Sequence[str], hole: str, said: str) -> list[Constraint]:
         """One grammar of all; apart if together they are too large for the engine."""
         try:
-            return [self._fresh(" & ".join(f"({t})" for t in terminals))]
+            return [self._grammar(HEAD + " & ".join(f"({t})" for t in terminals)).fork()]
         except ConstraintError as error:
             if NO_TEXT in str(error):
                 raise NoText(f"hole {hole}: no text fulfils where {said}") from None
             if len(terminals) == 1:
                 raise ConstraintError(f"hole {hole}: where {said}: {error}") from None
         return [c for t in terminals for c in self._regular([t], hole, said)]
-
-    def _fresh(self, expression: str) -> Constraint:
-        return self._grammar(grammar(expression)).fork()
 
     def _compile_grammar(self, lark: str) -> Constraint:
         made = self.engine().compile(lark)

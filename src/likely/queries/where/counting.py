@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.decoding.constraint import Mask, no_tokens, pack
+from likely.decoding.constraint import Mask, pack
 from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.nodes import CountKind
 
@@ -127,18 +127,14 @@ class Counted(TextConstraint):
         count = self.history[-1][0]
         return self.least <= count and (self.most is None or count <= self.most)
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self.ended:
-            return no_tokens(self.vocab_size)
+    def _text_mask(self) -> Mask:
         count, state = self.history[-1]
         if self.most is None:
-            mask = self.vocabulary.text_mask
-        else:
-            key = (state, min(self.most - count, self.vocabulary.longest))
-            if key not in self.masks:
-                self.masks[key] = pack(self.counts.tables[0][state] <= key[1]) & self.vocabulary.text_mask
-            mask = self.masks[key]
-        return mask | self.vocabulary.end_mask if self.accepting else mask
+            return self.vocabulary.text_mask
+        key = (state, min(self.most - count, self.vocabulary.longest))
+        if key not in self.masks:
+            self.masks[key] = pack(self.counts.tables[0][state] <= key[1]) & self.vocabulary.text_mask
+        return self.masks[key]
 
     def _take(self, token: int) -> None:
         count, state = self.history[-1]

@@ -82,8 +82,7 @@ def evaluate(node: Node, state: PartialTexts) -> Pair:
         case And(parts):
             return conjunction([evaluate(p, state) for p in parts])
         case Or(parts):
-            value, final = conjunction([negation(evaluate(p, state)) for p in parts])
-            return negation((value, final))
+            return negation(conjunction([negation(evaluate(p, state)) for p in parts]))
         case Not(part):
             return negation(evaluate(part, state))
         case Stop():
@@ -101,10 +100,12 @@ def apply(node: Node, pairs: list[Pair]) -> Pair:
     match node:
         case Compare(op, _, _):
             return compare(op, pairs[0], pairs[1])
-        case In(_, options):
+        case In(_, options) | StartsWith(_, options):
             text, final = values[0], finals[0]
-            if text in options:
+            if isinstance(node, In) and text in options:
                 return True, everything
+            if isinstance(node, StartsWith) and text.startswith(options):
+                return True, FIN if final in _UP else VAR
             hopeless = final is INC and not any(o.startswith(text) for o in options)
             return False, FIN if final is FIN or hopeless else VAR
         case Contains():
@@ -112,12 +113,6 @@ def apply(node: Node, pairs: list[Pair]) -> Pair:
             if needle in text:
                 return True, FIN if of_needle is FIN and of_text in _UP else VAR
             return False, everything
-        case StartsWith(_, options):
-            text, final = values[0], finals[0]
-            if text.startswith(options):
-                return True, FIN if final in _UP else VAR
-            hopeless = final is INC and not any(o.startswith(text) for o in options)
-            return False, FIN if final is FIN or hopeless else VAR
         case Matches(_, pattern):
             return _regex(pattern).fullmatch(values[0]) is not None, everything
         case FunctionCall():
@@ -139,8 +134,7 @@ def compare(op: str, left: Pair, right: Pair) -> Pair:
     if op in ("<", "<="):
         stays = of_a in _DOWN and of_b in _UP if value else of_a in _UP and of_b in _DOWN
         return value, FIN if stays else VAR
-    equal = a == b
-    if equal:
+    if a == b:
         return value, VAR
     if isinstance(a, str) and isinstance(b, str):
         apart = (of_a is FIN or not b.startswith(a)) and (of_b is FIN or not a.startswith(b))

@@ -12,7 +12,7 @@ from functools import reduce
 
 import numpy as np
 
-from likely.decoding.constraint import LogitsProcessor, Mask, contains, mask_of, members, no_tokens
+from likely.decoding.constraint import LogitsProcessor, Mask, mask_of, members, no_tokens
 from likely.guided.combinators import AllOf
 from likely.guided.text_constraint import TextConstraint
 from likely.queries.where.final import FIN, Partial, evaluate
@@ -94,15 +94,8 @@ class Opaque(TextConstraint):
                 passed.append(token)
         return mask_of(passed, self.vocab_size)
 
-    def permits(self, token: int) -> bool:
-        if self.ended:
-            return False
-        if token in self.vocabulary.end_ids:
-            return self.accepting
-        text = self.vocabulary.tokens[token]
-        return contains(self.vocabulary.text_mask, token) and (
-            self.peek is None or not self._dead(b"".join(self.texts) + text, len(self.texts) + 1)
-        )
+    def _may_follow(self, token: int, text: bytes) -> bool:
+        return self.peek is None or not self._dead(b"".join(self.texts) + text, len(self.texts) + 1)
 
     def _take(self, token: int) -> None:
         self.texts.append(self.vocabulary.tokens[token])
@@ -126,6 +119,3 @@ class Tiers(AllOf):
                 mask = own if mask is None else mask & own
         assert mask is not None
         return mask
-
-    def fork(self) -> Tiers:
-        return Tiers(*(part.fork() for part in self.parts))

@@ -36,18 +36,15 @@ from likely.queries.where.nodes import (
 
 MOST_CHARS = 64  # longer bounds on characters are counted: repeats of that size make the automata explode
 ANY = r"/(?s:.*)/"
-_HEAD = "start: TEXT\nTEXT: "
+HEAD = "start: TEXT\nTEXT: "
 
 
-def normal(node: Node) -> Node:
+def normal(node: Node, positive: bool = True) -> Node:
     """Negations pushed to the atoms, parts without a hole evaluated, unknown parts taken as no restriction.
 
+    positive  False: of the clause's negation
     Sound: what is removed could still become true when the unknown holes are there.
     """
-    return _normal(node, True)
-
-
-def _normal(node: Node, positive: bool) -> Node:
     if isinstance(node, Stop):
         return TRUE
     if not holes_of(node):
@@ -55,9 +52,9 @@ def _normal(node: Node, positive: bool) -> Node:
         return TRUE if value is None or bool(value) == positive else FALSE
     match node:
         case Not(part):
-            return _normal(part, not positive)
+            return normal(part, not positive)
         case And(parts) | Or(parts):
-            joined = [_normal(p, positive) for p in parts]
+            joined = [normal(p, positive) for p in parts]
             if isinstance(node, And) == positive:
                 return _join(And, joined, neutral=TRUE, absorbing=FALSE)
             return _join(Or, joined, neutral=FALSE, absorbing=TRUE)
@@ -158,13 +155,9 @@ def quoted(text: str) -> str:
 
 
 def pattern_terminal(pattern: str) -> str:
-    return lark_of(make_form(regex=pattern)).removeprefix(_HEAD)
+    return lark_of(make_form(regex=pattern)).removeprefix(HEAD)
 
 
 def complement(expression: str) -> str:
     """All other texts; without the second part also byte strings that are no text, and masks that lead nowhere else."""
     return f"{ANY} & ~({expression})"
-
-
-def grammar(expression: str) -> str:
-    return _HEAD + expression

@@ -171,13 +171,8 @@ class HoleConstraint(TextConstraint):
     def _cut(self, text: bytes, token: bytes) -> Cut | None:
         return self.rule.cut(text + token, len(text), len(self.texts) + 1)
 
-    def permits(self, token: int) -> bool:
-        if self.ended:
-            return False
-        if token in self.vocabulary.end_ids:
-            return self.accepting
-        text = self.vocabulary.tokens[token]
-        if self.stopped or not text:
+    def _may_follow(self, token: int, text: bytes) -> bool:
+        if self.stopped:
             return False
         if self.inner is None or self.inner.permits(token):
             return True
@@ -190,11 +185,7 @@ class HoleConstraint(TextConstraint):
             self.inner.advance(token)
         self.texts.append(text)
 
-    def forced(self) -> list[int]:
-        if self.ended:
-            return []
-        if self.stopped:
-            return [self.vocabulary.eos_id]
+    def _forced(self) -> list[int]:
         return self.inner.forced() if self.inner is not None else []
 
     def fork(self) -> HoleConstraint:

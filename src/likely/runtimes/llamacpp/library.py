@@ -21,16 +21,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, needs
 from likely.formats.gguf import ArrayRef, GgufHeader
 from likely.runtimes.protocol import FloatArray
 from likely.runtimes.turns import freeing
 
-try:
+with needs("llama-cpp-python", "local"):
     import llama_cpp
     import llama_cpp.llama_cpp as lib
-except ImportError as error:  # pragma: no cover - depends on the installation
-    raise missing_extra("llama-cpp-python", "local") from error
 
 Int32s: TypeAlias = NDArray[np.int32]
 MAX_SEQUENCE_IDS = 256

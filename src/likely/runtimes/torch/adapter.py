@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from likely.errors import ModelError, missing_extra
+from likely.errors import ModelError, first_line, needs
 from likely.formats.folder import read_json
 from likely.io.hashes import file_sha256, fingerprint
-from likely.runtimes.torch.pretrained import one_line
 from likely.runtimes.torch.runtime import TorchRuntime
 
 CONFIG, WEIGHTS, ABOUT = "adapter_config.json", "adapter_model.safetensors", "likely_adapter.json"
@@ -41,15 +40,13 @@ def add_adapter(runtime: TorchRuntime, folder: Path) -> str:
             f"{folder}: the adapter was trained on other weights (revision {made_on}, this model's is "
             f"{runtime.revision}): load the same model in the same dtype"
         )
-    try:
+    with needs("peft", "train"):
         from peft import PeftModel
-    except ImportError:
-        raise missing_extra("peft", "train") from None
     base: Any = runtime.module
     try:
         merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder}: the adapter cannot be added to this model ({one_line(error)})") from None
+        raise ModelError(f"{folder}: the adapter cannot be added to this model ({first_line(error)})") from None
     if hasattr(merged, "peft_config"):
         del merged.peft_config
     digest = fingerprint(file_sha256(folder / WEIGHTS))

@@ -13,7 +13,7 @@ from typing import Any, Self, TypedDict, Unpack
 import numpy as np
 import torch
 
-from likely.errors import CapabilityError, ModelError
+from likely.errors import CapabilityError, ModelError, first_line
 from likely.io.hashes import file_sha256, folder_sha256
 from likely.runtimes.kinds import KINDS
 from likely.runtimes.kv_format import KvFormat, parse_kv_format
@@ -26,7 +26,7 @@ from likely.runtimes.torch.attention import AttentionPlan, KvReads, SlotPlan, re
 from likely.runtimes.torch.check import is_causal, why_not_slots
 from likely.runtimes.torch.layers import LayerParts
 from likely.runtimes.torch.module import ModuleCall, weights_digest
-from likely.runtimes.torch.pretrained import load_pretrained, one_line
+from likely.runtimes.torch.pretrained import load_pretrained
 from likely.runtimes.torch.rows import RowCollector
 from likely.runtimes.torch.slots import SlotPool
 from likely.runtimes.turns import one_at_a_time
@@ -332,7 +332,7 @@ class TorchRuntime(SlotRuntime):
             return int(self._call(np.zeros(2, np.int64), np.array([1]))[0].shape[-1])
         except Exception as error:
             raise ModelError(
-                f"{type(self.module).__name__}: its plain forward over two tokens fails ({one_line(error)})"
+                f"{type(self.module).__name__}: its plain forward over two tokens fails ({first_line(error)})"
             ) from error
 
     def _default_tokens_held(self) -> int:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from likely.cli import flags
-from likely.cli.options import read_text
 from likely.cli.printing import progress
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, show_reports
 from likely.errors import CapabilityError
+from likely.io.whole_file import read_text
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:

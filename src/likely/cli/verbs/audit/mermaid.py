@@ -63,7 +63,7 @@ def mermaid(
 
 def _check_diagram(file: str) -> None:
     from likely.audit.mermaid.parser import parse_sequence
-    from likely.cli.options import read_text
+    from likely.io.whole_file import read_text
 
     try:
         diagram = parse_sequence(read_text(file))

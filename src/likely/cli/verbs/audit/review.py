@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from likely.cli import flags
-from likely.cli.options import read_text
 from likely.cli.printing import for_terminal, print_json, print_table
+from likely.io.whole_file import read_text
 
 if TYPE_CHECKING:
     from likely.audit.review import Criterion, ReviewItem, ReviewQueue

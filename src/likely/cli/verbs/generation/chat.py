@@ -23,7 +23,7 @@ from likely.cli.printing import (
     print_stream,
 )
 from likely.errors import ConstraintError, DataError, LikelyError, nearest
-from likely.io.whole_file import check_target, write_whole_file
+from likely.io.whole_file import check_target, read_text, write_whole_file
 from likely.lm.extract import why_incomplete
 from likely.lm.options import CHAT_DEFAULTS
 
@@ -318,9 +318,7 @@ class Conversation:
         from likely.models.chat_template import check_messages
 
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+            record = json.loads(read_text(path))
         except ValueError as error:
             raise DataError(f"{path} is not a saved conversation: {error}") from None
         found = record.get("messages") if isinstance(record, dict) else record

@@ -14,7 +14,7 @@ from likely.cli import flags, forms, options
 from likely.cli.file_run import Advance, Chunks, FileRun, read_file
 from likely.cli.printing import for_terminal, print_json
 from likely.cli.show import ALTERNATIVES, ShowFlags, present_fields
-from likely.errors import ConstraintError, DataError, LikelyError
+from likely.errors import ConstraintError, DataError, LikelyError, names_in
 from likely.io.hashes import fingerprint
 from likely.io.jsonl import Line, text_field
 from likely.lm.extract import INSTRUCTION, Extracted
@@ -103,7 +103,7 @@ def document_of(line: Line, where: str) -> tuple[str, dict[str, Any]]:
     """(document, the fields that its result carries)."""
     key = next((key for key in KEYS if key in line.record), None)
     if key is None:
-        found = ", ".join(f'"{k}"' for k in line.record) or "nothing"
+        found = names_in(line.record)
         raise DataError(f'{where}:{line.number}: field "text" (or "document", "prompt") is missing (found: {found})')
     document = text_field(line, key, where)
     if not document.strip():

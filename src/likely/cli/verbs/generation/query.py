@@ -14,6 +14,7 @@ from likely.cli import flags, options
 from likely.cli.printing import for_terminal, print_json
 from likely.cli.show import check_page, write_page
 from likely.errors import DataError, LikelyError, nearest
+from likely.io.whole_file import read_text
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -169,10 +170,8 @@ def _replay(query: Query, file: Path, lm: Any) -> QueryResult:
     from likely.queries import QueryTrace
 
     try:
-        record = json.loads(file.read_text("utf-8").splitlines()[0])
+        record = json.loads(read_text(file).splitlines()[0])
         trace = QueryTrace.from_dict(record.get("trace", record))
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from None
     except (ValueError, IndexError, AttributeError):
         raise DataError(f"{file} is not the output of likely query --json") from None
     return query.replay(trace, lm)

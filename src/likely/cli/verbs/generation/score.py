@@ -14,6 +14,7 @@ from likely.cli.printing import print_json, print_table, progress
 from likely.cli.show import ShowFlags, more_to_show
 from likely.errors import CapabilityError, DataError
 from likely.io.jsonl import Line, text_field
+from likely.io.whole_file import read_text
 
 
 @flags.grouped
@@ -72,7 +73,7 @@ def score(
             file, pair_texts, out, skip=skip,
             expected='lines like {"prompt": "...", "answers": ["...", "..."]}',
         )  # fmt: skip
-    text = options.read_text(perplexity) if perplexity is not None else ""
+    text = read_text(perplexity) if perplexity is not None else ""
     if perplexity is not None and not text:
         raise DataError(f"{perplexity} is empty: nothing to score")
     settings: dict[str, Any] = {"top_logprobs": top_logprobs, "window": window, "stride": stride}

@@ -12,7 +12,7 @@ from likely.cli.file_run import FileRun, read_file
 from likely.cli.printing import print_json, print_table, progress
 from likely.errors import DataError
 from likely.io.jsonl import Line
-from likely.io.whole_file import check_target
+from likely.io.whole_file import check_target, read_text
 
 if TYPE_CHECKING:
     from likely.prompting.hints.downstream import ChoiceQuestion
@@ -140,7 +140,7 @@ def _refuse_input(file: str, kept: Path | None) -> None:
 
 
 def _hints(path: Path) -> list[str]:
-    texts = [line.strip() for line in options.read_text(path).splitlines()]
+    texts = [line.strip() for line in read_text(path).splitlines()]
     found = list(dict.fromkeys(text for text in texts if text))
     if not found:
         raise DataError(f"{path} holds no hints: one per line is expected")

@@ -10,6 +10,7 @@ import typer
 
 from likely.cli.help import VerbCommand
 from likely.errors import DataError
+from likely.io.whole_file import read_text
 
 verbs = typer.Typer(
     no_args_is_help=True,
@@ -94,10 +95,8 @@ def vllm(
 
 def _read_schedule(path: Path) -> list[tuple[int, int, int]]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_text(path))
         return [(int(first), int(last), int(k)) for first, last, k in found]
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, TypeError):
         raise DataError(f"{path} holds no schedule: [[first batch, last batch, guessed tokens], ...]") from None
 

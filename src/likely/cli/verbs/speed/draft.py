@@ -15,7 +15,7 @@ from likely.cli.printing import for_terminal, print_json, progress
 from likely.decoding.drafting.table import MemoryKind, memory_kinds
 from likely.errors import DataError, nearest
 from likely.io.jsonl import read_lines, text_field
-from likely.io.whole_file import check_target
+from likely.io.whole_file import check_target, read_text
 from likely.models.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -137,12 +137,7 @@ def _texts(corpus: Sequence[Path], field: str, limit: int | None) -> list[str]:
 
 def _of_file(path: Path, field: str) -> Iterator[str]:
     if path.suffix == ".txt":
-        try:
-            yield from _pieces(path.read_text("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
-        except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        yield from _pieces(read_text(path))
         return
     if str(path) != "-" and not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{path}: a corpus is .jsonl, .jsonl.gz or .txt")

@@ -18,12 +18,11 @@ from likely.decoding.drafting.protocol import (
     Drafter,
     SamplingContext,
     check_rollback,
-    common_length,
 )
 from likely.errors import CapabilityError, KvFull
 from likely.runtimes.kinds import kinds_with
 from likely.runtimes.protocol import Runtime, Sequence, Want, Work
-from likely.tokenizers.protocol import Tokenizer
+from likely.tokenizers.protocol import Tokenizer, begin, common_length
 
 TAIL = 10  # tokens before the end that are encoded again, since what follows may change them
 
@@ -80,8 +79,7 @@ class Translation:
         return [*self._head, *self._body], raw[len(whole) :]
 
     def _head_of(self, tokens: Seq[int]) -> list[int]:
-        bos, text = self._other.bos_id, b""
-        ids: list[int] = []
+        text, ids = b"", list[int]()
         for token in tokens:
             name = self._named.get(token)
             if name is None:
@@ -89,16 +87,14 @@ class Translation:
                 continue
             same = self._other.special_tokens.get(name)
             if same is None and token == self._target.bos_id and not ids and not text:
-                same = bos
+                same = self._other.bos_id
             if same is None:
                 text += name.encode()
                 continue
             ids += [*self._other.encode(text.decode("utf-8", "replace")), same]
             text = b""
         ids += self._other.encode(text.decode("utf-8", "replace")) if text else []
-        if self._other.add_bos and bos is not None and ids[:1] != [bos]:
-            ids = [bos, *ids]
-        return ids
+        return begin(self._other, ids)
 
     def _follow(self, text: bytes) -> None:
         """Make _body the encoding of `text`, keeping what lies well before its end."""
