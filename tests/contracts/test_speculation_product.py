@@ -113,10 +113,10 @@ LAW = Sampling(temperature=1.0, seed=0)
 
 
 @pytest.mark.sampled(16)
-@pytest.mark.parametrize("verification", ["rejection", "spectr", "keyed"])
+@pytest.mark.parametrize("verification", ["rejection", "spectr"])
 @pytest.mark.parametrize("name", list(MADE))
 def test_sampled_text_has_the_targets_law(name, verification):
-    """All texts of three tokens over a vocabulary of five, by enumeration."""
+    """All texts of three tokens over a vocabulary of eight, by enumeration. Keyed texts are those of plain decoding."""
     if "toy" not in MADE[name].runtimes:
         pytest.skip("made for another runtime")
     runtime = ToyRuntime.random(8, seed=2, order=2, scale=1.5, context_length=64)
