@@ -25,7 +25,7 @@ LATER = (  # what installs, runs for ever, needs a person, a data set, another m
     "bigger.gguf", "gemma3.jsonl", "likely scale gsm8k", "http://localhost", "reproductions/", "benchmarks/",
     "likely reproduce", "pytest", "capital.lmql",
 )  # fmt: skip
-pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.xdist_group("pages")]
 
 
 def commands(page: str) -> list[str]:

@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "label-loop.md"
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     home = typed_commands(tmp_path)
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)

@@ -49,7 +49,7 @@ def test_its_python_runs(tmp_path, monkeypatch, native_library, capsys):
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_its_commands_run(tmp_path, smollm2_path, native_library):
     """With the libraries that are there already, and a cache of its own for everything else."""
     from likely.runtimes.native.build import build

@@ -30,7 +30,7 @@ def test_every_method_and_combination_stands_in_its_table():
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_and_its_python_work_in_order(tmp_path, smollm2_path):
     pytest.importorskip("peft")
     home = typed_commands(tmp_path)

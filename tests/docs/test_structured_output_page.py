@@ -12,7 +12,7 @@ import pytest
 from typed_commands import typed_commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured-output.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("pages")]
 
 
 def blocks(kind):

@@ -32,7 +32,7 @@ def test_every_estimator_stands_in_the_table_with_its_direction_and_its_needs():
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
     home = typed_commands(tmp_path)
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
@@ -53,7 +53,7 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
 
 
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_its_python_runs(capsys, smollm2_path):
     pytest.importorskip("sklearn")
     seen: dict = {}
