@@ -43,7 +43,8 @@ def cases() -> list[tuple[str, str, str]]:
     return [
         (runtime, name, choice)
         for runtime, name, choice in product(RUNTIMES, MADE, CHOICES)
-        if runtime in MADE[name].runtimes and (name not in sources or possible(sources[name], choice))
+        if runtime in MADE[name].runtimes
+        and possible(sources.get(name, sources["model, chain"]), choice)  # the target's own layers draft chains, too
     ]
 
 
