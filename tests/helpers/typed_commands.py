@@ -26,7 +26,7 @@ from likely.models.load import load_local
 from likely.runtimes.native.weights import packed_path
 
 SERVER = """
-import importlib, os, socket, sys
+import importlib, os, select, shutil, socket, sys
 for name in ("likely.cli.app", "likely.lm.model", "likely.runtimes.native.runtime", "likely.runtimes.llamacpp.runtime",
              "torch", "transformers"):
     try:
@@ -41,7 +41,7 @@ listener.bind(sys.argv[1])
 listener.listen()
 print("ready", flush=True)
 leave = os._exit
-while True:
+while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:  # which ends with whoever started this
     connection = listener.accept()[0]
     if os.fork():
         connection.close()
@@ -65,6 +65,7 @@ while True:
         os.close(stream)
     os._exit = lambda code: (connection.sendall(str(code).encode()), leave(code))
     main()
+shutil.rmtree(os.path.dirname(sys.argv[1]))
 """
 CLIENT = """#!{python} -IS
 import os, socket, sys
@@ -84,15 +85,17 @@ def _server() -> str:
     """The address of the server, which ends with the run of the tests."""
     folder = tempfile.mkdtemp()
     address = f"{folder}/likely"
-    server = subprocess.Popen([sys.executable, "-c", SERVER, address], stdout=subprocess.PIPE)
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
-    def stop():
-        server.kill()
+    def stop() -> None:
+        assert server.stdin is not None
+        server.stdin.close()
         server.wait()
-        shutil.rmtree(folder)
 
     atexit.register(stop)
-    assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
     return address
 
 
