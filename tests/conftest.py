@@ -62,7 +62,7 @@ class PassedTests:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow are whole folders, of cases marked `sampled(n)` all but every n-th (by a hash of its name), and of other
-    tests with MANY cases all but every fourth."""
+    tests with MANY cases all but every fourth, or about MANY where they have more than four times as many."""
     if (passed := config.getoption("--passed-in")) is not None:
         names = set(passed.read_text("utf-8").splitlines())
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in names])
@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.parent.name in SLOW_FOLDERS and item.path.name not in QUICK_FILES:
             item.add_marker(pytest.mark.slow)
         mark = item.get_closest_marker("sampled")
-        every = mark.args[0] if mark is not None else 4 if cases[item.nodeid.split("[")[0]] >= MANY else 1
+        count = cases[item.nodeid.split("[")[0]]
+        every = mark.args[0] if mark is not None else max(4, count // MANY) if count >= MANY else 1
         if zlib.crc32(item.nodeid.encode()) % every:
             item.add_marker(pytest.mark.slow)
 

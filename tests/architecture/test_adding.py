@@ -161,7 +161,7 @@ def tiny(tmp_path_factory):
 def project(request, tmp_path):
     """A copy of the project with one thing more; gives a function that runs its command line or a script of it."""
     root = tmp_path / "project"
-    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", root / "src")  # with what is compiled: dates of files are kept
     shutil.copy(ROOT / "pyproject.toml", root)
     (root / "reproductions").mkdir()
     shutil.copy(ROOT / "reproductions" / "study.py", root / "reproductions")

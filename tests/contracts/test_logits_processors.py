@@ -14,6 +14,7 @@ import pytest
 from drafter_factories import MADE
 from factories import FACTORIES
 from helpers_for_loops import RandomTrees
+from pairwise import pairwise
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.constraint import mask_of
@@ -154,15 +155,20 @@ def test_a_batch_is_each_alone(target, preset):
     assert [f[0].tokens for f in run(runtime, *wanted)] == [run(runtime, r)[0][0].tokens for r in wanted]
 
 
-@pytest.mark.sampled(9)
-@pytest.mark.parametrize("drafter", ["lookup", "suffix, trees", "model, chain", "random trees"])
-@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_runtime_without_trees_takes_no_drafts():
+    runtime = FACTORIES[RUNTIMES["recompute"]][0]()
+    with pytest.raises(CapabilityError):
+        Loop(runtime, lambda t: b"", frozenset()).add(Request((1,), drafter=RandomTrees(8)))
+
+
+DRAFTERS = ("lookup", "suffix, trees", "model, chain", "random trees")
+DRAFTED = pairwise(itertools.product([kind for kind in RUNTIMES if kind != "recompute"], PRESETS, DRAFTERS))
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("target", "preset", "drafter"), DRAFTED, indirect=["target"])
 def test_drafted_text_is_the_undrafted_one(target, preset, drafter):
     _, runtime = target
-    if not runtime.capabilities.trees:
-        with pytest.raises(CapabilityError):
-            Loop(runtime, lambda t: b"", frozenset()).add(Request((1,), drafter=RandomTrees(8)))
-        return
     source = RandomTrees(8) if drafter == "random trees" else MADE[drafter].build(runtime)
     for sampling in (GREEDY, Sampling(temperature=0.8, top_p=0.9, seed=5)):
         plain = [replace(r, sampling=sampling) for r in requests(made(preset, runtime))]
@@ -269,8 +275,8 @@ def test_sampled_text_has_the_contrasted_law(preset, verification):
     )  # fmt: skip
     loop = Loop(runtime, token_bytes=lambda t: b"a", end_ids=frozenset())
     texts: Counter = Counter()
-    for i in range(3000):
-        loop.add(replace(request, first_sample=i))
+    for i in range(0, 3000, 50):
+        loop.add(replace(request, samples=50, first_sample=i))
         while not loop.idle:
             texts.update(tuple(e.finish.tokens) for e in loop.step() if e.finish)
     law = {

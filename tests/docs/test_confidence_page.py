@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from private_cache import private_cache
+from typed_commands import typed_commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "confidence.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("pages")]
 
 
 def blocks(kind):
@@ -22,16 +21,8 @@ def blocks(kind):
 
 @pytest.mark.slow
 def test_everything_on_the_page_works_in_order(tmp_path, smollm2_path):
-    program = tmp_path / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    (program.parent / "python").symlink_to(sys.executable)
     (tmp_path / "bigger.gguf").symlink_to(smollm2_path)
-    home = {
-        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "LIKELY_CACHE": private_cache(tmp_path / "cache"), "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
-    }  # fmt: skip
+    home = typed_commands(tmp_path)
 
     def run(*command):
         done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, timeout=200)

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from private_cache import private_cache
+from typed_commands import typed_commands
 
 PAGE = Path(__file__).parents[2] / "docs" / "label-loop.md"
 
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
-    program = tmp_path / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    home = {
-        **os.environ,
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
-    }
+    home = typed_commands(tmp_path)
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
     assert len(blocks) == 5
     for block in blocks:

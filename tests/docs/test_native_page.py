@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tiny_gguf import write_tiny_llama
+from typed_commands import typed_commands
 
 from likely.errors import CapabilityError
 
@@ -49,22 +49,13 @@ def test_its_python_runs(tmp_path, monkeypatch, native_library, capsys):
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_its_commands_run(tmp_path, smollm2_path, native_library):
     """With the libraries that are there already, and a cache of its own for everything else."""
     from likely.runtimes.native.build import build
 
-    kept = tmp_path / "cache" / "native"
-    kept.mkdir(parents=True)
-    for isa in ("native", "plain"):
-        shutil.copy2(build(isa), kept)
-    program = tmp_path / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    environment = {
-        **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "LIKELY_CACHE": str(tmp_path / "cache")
-    }  # fmt: skip
+    environment, kept = typed_commands(tmp_path), tmp_path / "cache" / "native"
+    shutil.copy2(build("plain"), kept)
 
     def run(block):
         quick = block.replace("bench --quick", "bench --quick --runtime native --even-if-busy")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from private_cache import private_cache
+from typed_commands import typed_commands
 
 from likely.prompting.ensembles.combining import COMBINATIONS
 from likely.prompting.selection.criteria import METHODS, PER_INPUT
@@ -31,18 +30,10 @@ def test_every_method_and_combination_stands_in_its_table():
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_and_its_python_work_in_order(tmp_path, smollm2_path):
     pytest.importorskip("peft")
-    program = tmp_path / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    home = {
-        **os.environ,
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
-    }
+    home = typed_commands(tmp_path)
 
     def run(command):
         done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, timeout=120)

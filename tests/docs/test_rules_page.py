@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from private_cache import private_cache
+from typed_commands import typed_commands
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("pages")]
 
 
 def blocks(kind):
@@ -41,15 +40,7 @@ def test_the_python_of_the_page_says_what_it_says(texts_and_rules):
 
 @pytest.mark.slow
 def test_the_command_of_the_page_works(texts_and_rules, smollm2_path):
-    program = texts_and_rules / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    home = {
-        **os.environ,
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "LIKELY_CACHE": private_cache(texts_and_rules / "c"),
-    }
+    home = typed_commands(texts_and_rules)
     (command,) = [block for block in blocks("sh") if block.startswith("likely")]
     done = subprocess.run(
         ["bash", "-e", "-c", command], cwd=texts_and_rules, env=home, capture_output=True, timeout=300

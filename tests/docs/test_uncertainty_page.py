@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from private_cache import private_cache
+from typed_commands import typed_commands
 
 from likely.uncertainty.table import ESTIMATORS
 
@@ -34,18 +32,9 @@ def test_every_estimator_stands_in_the_table_with_its_direction_and_its_needs():
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
-    program = tmp_path / "bin" / "likely"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from likely.cli import main; main()" "$@"\n')
-    program.chmod(0o755)
-    (program.parent / "python").symlink_to(sys.executable)
-    home = {
-        **os.environ,
-        "PATH": f"{program.parent}:{os.environ['PATH']}",
-        "LIKELY_CACHE": private_cache(tmp_path / "cache"),
-    }
+    home = typed_commands(tmp_path)
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.S)
     assert len(blocks) == 5
     few = "for a in 2 12; do for b in 1 4 7 9"  # of the 48 sums 8, and fewer samples
@@ -64,7 +53,7 @@ def test_every_command_of_the_page_works_in_order(tmp_path, smollm2_path):
 
 
 @pytest.mark.real
-@pytest.mark.xdist_group("real")
+@pytest.mark.xdist_group("pages")
 def test_its_python_runs(capsys, smollm2_path):
     pytest.importorskip("sklearn")
     seen: dict = {}

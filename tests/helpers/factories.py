@@ -149,5 +149,5 @@ OFTEN = ("toy", "torch", "llamacpp", "native", "native-file")  # the others diff
 
 
 def runtime_cases(names: Iterable[str] = FACTORIES) -> list[Any]:
-    """Parameters of a suite that runs over runtimes: of variants only every third case is not slow."""
-    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.sampled(3)) for name in names]
+    """Parameters of a suite that runs over runtimes: of variants only every sixth case is not slow."""
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.sampled(6)) for name in names]

@@ -1,14 +1,17 @@
 """Any interleaving of open, fork, forward, commit, truncate and close, against a recomputing oracle.
 
-A subclass makes the runtime under test and the oracle; every row of logits must equal a fresh decode of the same
-tokens, and a call that raises KvFull must leave everything as it was.
+A subclass makes the runtime under test (anew for each example) and the oracle (once); every row of logits must equal a
+fresh decode of the same tokens, and a call that raises KvFull must leave everything as it was.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from likely.errors import KvFull
 from likely.runtimes.protocol import Runtime, Want, Work
@@ -17,21 +20,22 @@ from likely.runtimes.protocol import Runtime, Want, Work
 class Interleavings(RuleBasedStateMachine):
     tolerance = 0.0  # nats; 0 is bit for bit
     longest = 60  # tokens of one sequence
+    oracle: Runtime
 
     def make(self) -> Runtime:
         raise NotImplementedError
 
-    def make_oracle(self) -> Runtime:
+    @classmethod
+    def make_oracle(cls) -> Runtime:
         raise NotImplementedError
 
     def __init__(self):
         super().__init__()
-        self.runtime, self.oracle = self.make(), self.make_oracle()
+        self.runtime = self.make()
         self.kept, self.nodes = {}, {}  # sequence -> tokens
 
     def teardown(self):
         self.runtime.shutdown()
-        self.oracle.shutdown()
 
     def pick(self, data):
         return data.draw(st.sampled_from(list(self.kept)))
@@ -121,3 +125,13 @@ class Interleavings(RuleBasedStateMachine):
         sequence = self.pick(data)
         self.runtime.close(sequence)
         del self.kept[sequence], self.nodes[sequence]
+
+
+def check_interleavings(machine: type[Interleavings], **options: Any) -> None:
+    """Run a machine with one oracle for all its examples; options are those of hypothesis' settings."""
+    machine.oracle = machine.make_oracle()
+    try:
+        every = settings(deadline=None, suppress_health_check=list(HealthCheck), **options)
+        run_state_machine_as_test(machine, settings=every)
+    finally:
+        machine.oracle.shutdown()

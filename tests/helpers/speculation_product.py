@@ -1,7 +1,4 @@
-"""Every drafter x runtime x way of choosing x number of requests, and what must come of it.
-
-The table in the documentation is made from `outcomes`.
-"""
+"""Drafters x runtimes x ways of choosing: what exists of the product, and requests to try it with."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from drafter_factories import MADE
 from likely.decoding.drafting.protocol import DraftDistribution, DraftSource
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
+from likely.runtimes.toy import ToyRuntime
 
 # the real engines on tiny random weights
 RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "native": "native"}
-BATCHES = (1, 3, 8)
 CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": Sampling(temperature=0.0)},
     "sampled, keyed": {"sampling": Sampling(temperature=0.9, top_p=0.95, seed=11)},
@@ -39,12 +36,15 @@ def possible(source: DraftSource, choice: str) -> bool:
     return verification == "keyed" or bool(source.distributions - {DraftDistribution.FIXED})
 
 
-def cases() -> list[tuple[str, str, str, int]]:
-    """All combinations that exist (a drafter that needs one runtime meets that one only)."""
+def cases() -> list[tuple[str, str, str]]:
+    """(runtime, drafter, choice): all that exist. A drafter that needs one runtime meets that one only."""
+    small = ToyRuntime.random(11, seed=3)
+    sources = {name: made.build(small) for name, made in MADE.items() if "toy" in made.runtimes}
     return [
-        (name, runtime, choice, batch)
-        for name, runtime, choice, batch in product(MADE, RUNTIMES, CHOICES, BATCHES)
+        (runtime, name, choice)
+        for runtime, name, choice in product(RUNTIMES, MADE, CHOICES)
         if runtime in MADE[name].runtimes
+        and possible(sources.get(name, sources["model, chain"]), choice)  # the target's own layers draft chains, too
     ]
 
 

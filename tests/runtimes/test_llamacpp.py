@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, run_state_machine_as_test
-from interleavings import Interleavings
+from hypothesis.stateful import invariant
+from interleavings import Interleavings, check_interleavings
 
 from likely.errors import CapabilityError, KvFull, ModelError
 from likely.runtimes.protocol import Want, Work
@@ -304,8 +304,9 @@ class InTheOpen(Interleavings):
     def make(self):
         return LlamaCppRuntime(self.path, threads=1, context=160, sequences=12, invariant=True)
 
-    def make_oracle(self):
-        return LlamaCppRuntime(self.path, threads=1, context=64, sequences=1, invariant=True)
+    @classmethod
+    def make_oracle(cls):
+        return LlamaCppRuntime(cls.path, threads=1, context=64, sequences=1, invariant=True)
 
     @invariant()
     def books_balance(self):
@@ -323,12 +324,7 @@ class InTheOpen(Interleavings):
 def test_any_interleaving_equals_fresh_decodes(tiny_path, monkeypatch, many_dead):
     monkeypatch.setattr(llamacpp, "MANY_DEAD", many_dead)
     monkeypatch.setattr(InTheOpen, "path", tiny_path)
-    run_state_machine_as_test(
-        InTheOpen,
-        settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    check_interleavings(InTheOpen, max_examples=25, stateful_step_count=30)
 
 
 # --- numerics ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score, check_share
 from likely.metrics.intervals import upper_bound
@@ -107,6 +107,8 @@ def labels_needed(confidence: Any, *, risk: float, delta: float = 0.1) -> int | 
 
 def _certifying(risk: float, delta: float) -> tuple[Floats, Floats]:
     """(n_k, the share k/n_k of errors) for k = 0, 1, ... errors: the least n whose k errors certify `risk`."""
+    from scipy import stats  # here: a model is opened without
+
     k = np.arange(MOST_ERRORS)
     # the trials until error k + 1 exceed n with probability <= delta
     n = k + 1 + stats.nbinom.ppf(1 - delta - 1e-12, k + 1, risk)
@@ -120,6 +122,8 @@ def risk_p_value(errors: Any, n: Any, risk: float) -> Floats:
 
 def lower_bound(successes: int, n: int, delta: float) -> float:
     """Clopper-Pearson lower bound on a success rate at level 1 − delta; 0 if there was none."""
+    from scipy import stats
+
     return 0.0 if not successes else float(stats.beta.ppf(delta, successes, n - successes + 1))
 
 
@@ -189,6 +193,8 @@ def plan_thresholds(confidence: Any, correct: Any, *, tested: int, risk: float, 
     P(Binomial(n, r) <= k): n items expected above the threshold, r = (errors + 1/2) / (items + 1) here, k the most
     errors that n items allow.  It only decides how much is certified, never whether the certificate holds.
     """
+    from scipy import stats
+
     check_share(risk=risk, delta=delta)
     score = check_score(confidence, "confidence")
     curve = risk_coverage(score, check_correct(correct, len(score)))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.metrics.checks import Floats
@@ -32,6 +31,8 @@ class Isotonic(Fitted):
     input: Input = "confidence"
 
     def fit(self, x: Any, labels: Any) -> Self:
+        from scipy.optimize import isotonic_regression  # here: a model is opened without
+
         values, correct = self.checked_binary(x, labels)
         if len(values) < REFUSED:
             raise ValueError(f"isotonic needs at least {REFUSED} rows, got {len(values)}: use platt or beta")
@@ -95,6 +96,8 @@ class VennAbers(Fitted):
 
     def _with(self, value: float, label: float) -> float:
         """The isotonic fit at `value` once (value, label) is one of the rows."""
+        from scipy.optimize import isotonic_regression
+
         at = int(np.searchsorted(self.x_, value))
         means, counts = self.means_, self.counts_
         if at < len(self.x_) and self.x_[at] == value:

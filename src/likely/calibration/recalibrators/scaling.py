@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from scipy.optimize import brentq, minimize
 
 from likely.calibration.recalibrators.protocol import ACCURACIES, Fitted, Input, Learned
 from likely.metrics.checks import SMALLEST, Floats, Ints, log_softmax, softmax
@@ -56,6 +55,8 @@ def inverse_temperature(logits: Floats, labels: Ints) -> tuple[float, bool]:
     The NLL is convex in β with derivative E[Σ_k p_k(β) z_k − z_y], which rises in β: its root is bracketed, so that no
     step can run away, as line-search-free L-BFGS does on confident logits.  No label may have logit -inf.
     """
+    from scipy.optimize import brentq  # here: a model is opened without
+
     z = logits - logits.max(axis=1, keepdims=True)
     finite = np.where(np.isneginf(z), 0.0, z)  # what has probability 0 adds nothing to the sum
     right = z[np.arange(len(z)), labels].mean()
@@ -93,6 +94,8 @@ def nll_and_gradient(scores: Floats, labels: Ints) -> tuple[float, Floats]:
 
 def minimised(objective: Callable[[Floats], tuple[float, Floats]], start: Floats) -> Floats:
     """Where a smooth convex function is lowest, by L-BFGS with a line search (without one it can diverge)."""
+    from scipy.optimize import minimize
+
     found = minimize(
         objective, start, jac=True, method="L-BFGS-B", options={"maxiter": STEPS, "gtol": TOLERANCE, "ftol": 1e-11}
     )
