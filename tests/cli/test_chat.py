@@ -72,6 +72,9 @@ def test_the_end_of_the_input_ends_a_long_message(cli, tiny, begun):
 
 def test_bytes_that_are_no_text_are_refused_in_one_line(cli, tiny):
     one_line(cli("chat", "-m", tiny, stdin=b"\xff\n"), 1, "not UTF-8")
+    with pytest.MonkeyPatch.context() as patch:  # as in the locale C
+        patch.setattr("builtins.input", lambda prompt: "\udcff")
+        one_line(cli("chat", "-m", tiny, stdin=b"?"), 1, "not UTF-8")
 
 
 def test_commands_save_load_set_show_and_mistakes(talk, monkeypatch, capsys, tmp_path):

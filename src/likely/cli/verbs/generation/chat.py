@@ -183,12 +183,15 @@ class Conversation:
     def _line(self, prompt: str, *, at_end: str | None = None) -> str:
         """The next line; at the end of the input `at_end`, or EOFError."""
         try:
-            return input(prompt if self.interactive else "")
+            line = input(prompt if self.interactive else "")
+            if not self.interactive:
+                line.encode()  # some locales let bytes pass that are no text
+            return line
         except EOFError:
             if at_end is None:
                 raise
             return at_end
-        except UnicodeDecodeError:
+        except UnicodeError:
             raise DataError("standard input is not UTF-8") from None
 
     def answer(self, text: str) -> None:
