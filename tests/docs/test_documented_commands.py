@@ -52,7 +52,6 @@ def test_every_command_of_a_page_works_in_order(page, tmp_path, smollm2_path):
     home = {
         **os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}",
         "LIKELY_CACHE": private_cache(tmp_path / "cache"), "LIKELY_CALIBRATORS": str(tmp_path / "calibrators"),
-        "LIKELY_CONFIG": str(tmp_path / "config.toml"),
     }  # fmt: skip
     for command in commands(page):
         command = re.sub(r"likely query (?!.*--yes)", "likely query --yes ", command)
