@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -28,19 +29,19 @@ def help_of(*verb: str) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().strip().splitlines())
 
 
-def _below(command: object) -> list[str]:
-    """Names of the commands of a group."""
-    return sorted(getattr(command, "commands", {}))
+def _below(command: object, *path: str) -> Iterator[tuple[str, ...]]:
+    """Every verb under a command, a group before what it holds."""
+    for name, verb in sorted(getattr(command, "commands", {}).items()):
+        yield (*path, name)
+        yield from _below(verb, *path, name)
 
 
 def page() -> str:
     from likely.cli.app import command
 
     os.environ |= {"COLUMNS": "100", "LIKELY_CONFIG": os.devnull}  # nobody's own settings
-    commands = command().commands
-    verbs = [(verb, *sub) for verb in sorted(commands) for sub in [(), *((s,) for s in _below(commands[verb]))]]
     parts = [HEAD, f"```text\n{help_of()}\n```\n"]
-    parts += [f"## likely {' '.join(verb)}\n\n```text\n{help_of(*verb)}\n```\n" for verb in verbs]
+    parts += [f"## likely {' '.join(verb)}\n\n```text\n{help_of(*verb)}\n```\n" for verb in _below(command())]
     return "\n".join(parts)
 
 

@@ -89,10 +89,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-@pytest.fixture(autouse=True)
-def no_calibrators(tmp_path_factory, monkeypatch):
-    """Tests neither find nor leave calibrators of whoever runs them."""
-    monkeypatch.setenv("LIKELY_CALIBRATORS", str(tmp_path_factory.getbasetemp() / "calibrators-of-nobody"))
+@pytest.fixture(scope="session", autouse=True)
+def nobody(tmp_path_factory):
+    """Tests neither find nor leave defaults and calibrators of whoever runs them."""
+    folder = tmp_path_factory.getbasetemp() / "nobody"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIKELY_CONFIG", str(folder / "config.toml"))
+        patch.setenv("LIKELY_CALIBRATORS", str(folder / "calibrators"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_queues_are_not_overwritten_and_other_files_are_refused(queue, tmp_path)
         ReviewQueue.create(queue.path, CRITERIA, [ReviewItem("a", {})])
     other = tmp_path / "other.jsonl"
     other.write_text('{"kind": "something"}\n')
-    with pytest.raises(DataError, match="no review queue"):
+    with pytest.raises(DataError, match='no review queue: field "codebook" is missing'):
         ReviewQueue.open(other)
     with pytest.raises(DataError, match="cannot read"):
         ReviewQueue.open(tmp_path / "none.jsonl")

@@ -112,6 +112,7 @@ def test_mermaid_checks_a_diagram_and_measures_flows(cli, tiny, tmp_path):
     diagram.write_text("sequenceDiagram\nA->B\n")
     done = cli("audit", "mermaid", diagram)
     assert done.code == 1 and "line 2, column 5" in done.err
+    assert cli("audit", "mermaid", tmp_path / "none.mmd").err.count("none.mmd") == 1
     record = {"id": "f", "input_prompt": "Participants: A, B.", "expected_output": "sequenceDiagram\nA->>B: x\n"}
     flows.write_text(json.dumps(record) + "\n")
     found = cli("audit", "mermaid", flows, "-m", tiny, "--threads", 1, "--modes", "zero-shot,guided",

@@ -142,6 +142,7 @@ def test_ask_and_chat_use_what_was_fitted_for_them(cli, tiny, graded, store, tmp
 def test_abstaining_and_asking_another(cli, tiny, graded, store, tmp_path):
     ask = ("ask", "Is 3 odd?", "-m", tiny, *FEW)
     assert "no calibrator was fitted" in one_line(cli(*ask, "--at-least", 0.5), 1)
+    assert "--at-least must lie between 0 and 1, got 2" in one_line(cli(*ask, "--at-least", 2), 2)
     cli("calibrate", "fit", graded)
     sure = cli(*ask, "--json").json["confidence"]
     passes, stops = cli(*ask, "--at-least", sure - 1e-6), cli(*ask, "--at-least", min(sure + 1e-6, 0.999))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from answer_calibrators import unsure
+from test_commands import one_line
 
 from likely.cli.flags import ModelFlags
 from likely.cli.options import parse_settings
@@ -33,7 +34,7 @@ def typed(talk, monkeypatch, *lines):
             return text
         raise EOFError
 
-    monkeypatch.setattr(talk, "_line", line)
+    monkeypatch.setattr("builtins.input", line)
     monkeypatch.setattr(Conversation, "interactive", True)
     talk.run()
     return talk.messages
@@ -61,6 +62,19 @@ def test_history_reaches_the_model_and_undo_takes_it_back(talk, monkeypatch, cap
 def test_long_messages(talk, monkeypatch):
     messages = typed(talk, monkeypatch, "first \\", "second", '"""a', "b", 'c"""')
     assert [m["content"] for m in messages if m["role"] == "user"] == ["first \nsecond", "a\nb\nc"]
+
+
+@pytest.mark.parametrize("begun", ["first \\", '"""first', '"""first\nsecond\n', "first \\\nsecond"])
+def test_the_end_of_the_input_ends_a_long_message(cli, tiny, begun):
+    [record] = cli("chat", "-m", tiny, "--max-tokens", 3, "--json", stdin=begun).lines
+    assert record["question"].split() == begun.replace('"""', "").replace("\\", "").split()
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line(cli, tiny):
+    one_line(cli("chat", "-m", tiny, stdin=b"\xff\n"), 1, "not UTF-8")
+    with pytest.MonkeyPatch.context() as patch:  # as in the locale C
+        patch.setattr("builtins.input", lambda prompt: "\udcff")
+        one_line(cli("chat", "-m", tiny, stdin=b"?"), 1, "not UTF-8")
 
 
 def test_commands_save_load_set_show_and_mistakes(talk, monkeypatch, capsys, tmp_path):

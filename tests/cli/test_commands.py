@@ -187,7 +187,7 @@ def test_a_text_longer_than_the_context_is_an_error_or_a_window(cli, tiny):
     assert record["answers"][0]["sequence_logprob"] < 0
 
 
-def test_models_lists_names_sizes_and_what_is_missing(cli):
+def test_models_lists_names_sizes_and_what_is_missing(cli, monkeypatch):
     record = cli("models", "--json").json
     names = {m["name"]: m for m in record["models"]}
     assert names["smollm2"]["licence"] == "Apache-2.0" and names["smollm2"]["size_bytes"] > 9e7
@@ -198,6 +198,8 @@ def test_models_lists_names_sizes_and_what_is_missing(cli):
         "recurrent",
     }
     assert "smollm2" in cli("models").out
+    monkeypatch.setenv("COLUMNS", "20")  # words, not columns of one letter
+    assert "SmolLM2" in cli("models").out
 
 
 def test_models_names_the_pip_line_of_what_is_missing(cli, monkeypatch):

@@ -96,7 +96,7 @@ def test_one_line_for_what_is_wrong(cli, tiny, pool, inputs, tmp_path):
     assert cli(*gone).code == 1 and saved.read_bytes() == held
     one_line(cli(*common, "--inputs", inputs, "-o", inputs), 2, "replace the input")
     one_line(cli("prompts", "select", saved, "--pool", pool), 2, "saved scores need no --pool")
-    one_line(cli("prompts", "select", pool), 1, "not a file of prompt scores")
+    one_line(cli("prompts", "select", pool), 1, "not a file of prompt scores (likely prompts select -o")
     bad = write(tmp_path / "bad.jsonl", [INPUTS[0], {"text": "x", "label": 7}])
     one_line(cli(*common, "--inputs", bad), 1, "bad.jsonl:2: label 7")
     bad = write(tmp_path / "bad.jsonl", [INPUTS[0], {"question": "x"}])

@@ -231,9 +231,27 @@ def test_without_a_seed_each_reply_has_a_fresh_one_that_can_be_used_again(tiny):
     assert a["system_fingerprint"] == tiny.runtime.revision and a["model"] == "tiny"
 
 
+def test_a_models_own_settings_hold_where_a_chat_names_none(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "own_settings", {"frequency_penalty": 2.0})
+    asked = {"messages": [{"role": "user", "content": "cat"}], "max_tokens": 16, "seed": 4}
+    form = {"regex": "[ab]{8}"}
+    settings = [{}, {"temperature": 1.0}, {"frequency_penalty": 0.0}, form]
+
+    async def question(client):
+        found = [await client.ok(CHAT, **asked, **given) for given in settings]
+        response = await client.ok("/v1/responses", input="cat", max_output_tokens=16, seed=4)
+        return [each["choices"][0]["message"]["content"] for each in found], response
+
+    texts, response = ask(tiny, question)
+    local = [{}, {"temperature": 1.0, "top_p": 1.0}, {"frequency_penalty": 0.0}, form]
+    assert texts == [tiny.chat(**asked, **given).text for given in local] and texts[0] != texts[2]
+    assert response["output"][0]["content"][0]["text"] == texts[0]
+    assert (response["temperature"], response["top_p"]) == (0.2, 0.9)
+
+
 def test_chat_is_the_local_chat(tiny):
     messages = [{"role": "system", "content": "the"}, {"role": "user", "content": "cat <|im_end|>"}]
-    local = tiny.chat(messages, temperature=1.0, top_p=1.0, max_tokens=8, seed=4, top_logprobs=2)
+    local = tiny.chat(messages, max_tokens=8, seed=4, top_logprobs=2)
     parts = [{"type": "text", "text": "cat "}, {"type": "text", "text": "<|im_end|>"}]
 
     async def question(client):

@@ -81,6 +81,13 @@ def test_auto_says_who_answered(tiny, calibrator, at_least, route, text):
     assert len(last) == 1 and (last[0]["answered_by"] == "large") == (route == "large")
 
 
+def test_a_model_behind_it_takes_no_settings_of_the_first(tiny, calibrator, monkeypatch):
+    monkeypatch.setattr(tiny, "own_settings", {"frequency_penalty": 0.6})
+    large = Caller()
+    ask(tiny, raw_auto, fallback=large, calibrator=calibrator, at_least=0.999)
+    assert large.asked == 1 and "frequency_penalty" not in large.options
+
+
 def test_without_a_threshold_there_is_no_auto(tiny, calibrator):
     async def question(client):
         models = (await client.http.get("/v1/models")).json()

@@ -71,7 +71,7 @@ def test_parse_gives_objects(client):
 
 @pytest.mark.parametrize("drafter", ["none", "lookup"])
 def test_a_schema_is_held_and_the_text_is_the_local_ones(client, own, drafter):
-    local = own.chat(MESSAGES, schema=SCHEMA, seed=5, max_tokens=60, temperature=1.0, top_p=1.0)
+    local = own.chat(MESSAGES, schema=SCHEMA, seed=5, max_tokens=60)
     asked = {
         "model": "tiny", "messages": MESSAGES, "response_format": json_schema(strict=True), "seed": 5, "max_tokens": 60,
         "extra_body": {"drafter": drafter},

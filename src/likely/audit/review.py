@@ -130,8 +130,10 @@ class ReviewQueue:
                 if record["kind"] == "vote":
                     queue.votes.append(queue._checked(ReviewVote(*(record[f] for f in _VOTE_FIELDS))))
             queue.frozen = any(r["kind"] == "frozen" for r in others)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is no review queue ({type(error).__name__}: {error})") from None
+        except KeyError as error:
+            raise DataError(f'{path} is no review queue: field "{error.args[0]}" is missing') from None
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path} is no review queue ({error})") from None
         return queue
 
     @property

@@ -42,6 +42,12 @@ class AbstentionRule:
         return {"threshold": None if math.isinf(self.threshold) else self.threshold, "guarantee": self.guarantee}
 
 
+def check_shares(**given: float | None) -> None:
+    for name, value in given.items():
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
 def abstention_rule(
     calibrator: Calibrator, *, at_least: float | None = None, risk: float | None = None, delta: float = DELTA
 ) -> AbstentionRule:
@@ -54,9 +60,7 @@ def abstention_rule(
     """
     if (at_least is None) == (risk is None):
         raise ValueError("give one of at_least and risk")
-    for name, value in (("at_least", at_least), ("risk", risk), ("delta", delta)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+    check_shares(at_least=at_least, risk=risk, delta=delta)
     confidence, correct = calibrator.confidence, calibrator.correct
     certainty = f"{_percent(1 - delta)} certainty"
     if at_least is not None:

@@ -50,7 +50,9 @@ class ConfidenceFlags:
         try:
             ConfidencePolicy(**given)
         except ValueError as error:
-            text = re.sub(r"\b(at_least|risk|fallback)\b", lambda name: f"--{name[0].replace('_', '-')}", str(error))
+            text = re.sub(
+                r"\b(at_least|risk|delta|fallback)\b", lambda name: f"--{name[0].replace('_', '-')}", str(error)
+            )
             raise typer.BadParameter(text) from None
         return given
 

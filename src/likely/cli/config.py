@@ -11,6 +11,7 @@ from typing import Any
 
 from likely.errors import DataError, nearest
 from likely.io.whole_file import write_for_user
+from likely.models.catalog import DEFAULT_MODEL
 
 NAMES: Mapping[str, type[str] | type[int]] = {
     "model": str, "runtime": str, "dtype": str, "context": int, "threads": int,
@@ -38,10 +39,14 @@ def read_config() -> dict[str, Any]:
     return {name: checked(name, value, str(path)) for name, value in found.items()}
 
 
-def checked(name: str, value: Any, where: str) -> str | int:
-    """The value, if it may be a default of this option."""
+def check_name(name: str, where: str) -> None:
     if name not in NAMES:
         raise DataError(f'{where}: no default is called "{name}"{nearest(name, NAMES)} (known: {", ".join(NAMES)})')
+
+
+def checked(name: str, value: Any, where: str) -> str | int:
+    """The value, if it may be a default of this option."""
+    check_name(name, where)
     if type(value) is not NAMES[name]:
         kind = "a text" if NAMES[name] is str else "a whole number"
         raise DataError(f"{where}: {name} must be {kind}, got {value!r}")
@@ -54,8 +59,8 @@ def write_config(settings: Mapping[str, Any]) -> None:
 
 
 def defaults_for(command: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same by verb, as click's `default_map` has them; the model that a query names goes before them."""
+    """The same by verb, as click's `default_map` has them; a model only where a verb would take the usual one."""
     if hasattr(command, "commands"):
         return {name: defaults_for(verb, settings) for name, verb in command.commands.items()}
-    names = {parameter.name for parameter in command.params} - ({"model"} if command.name == "query" else set())
+    names = {p.name for p in command.params if p.name != "model" or p.default == DEFAULT_MODEL}
     return {name: value for name, value in settings.items() if name in names}

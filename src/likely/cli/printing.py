@@ -18,6 +18,7 @@ def print_json(record: dict[str, Any] | list[Any]) -> None:
     typer.echo(json.dumps(record, ensure_ascii=False, allow_nan=False))
 
 
+LEAST_WIDTH = 72  # of a table with folded columns
 LEAST_DRAFTED = 16  # tokens of a text in which a drafter could have guessed something
 _CONTROL = {c: "\N{REPLACEMENT CHARACTER}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
 
@@ -150,7 +151,10 @@ def with_interval(value: float, interval: Sequence[float], digits: int = 3) -> s
 
 
 def print_grid(heads: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Sequence[str] = ()) -> None:
-    """A table of texts, folded inside their columns to the width of the terminal, but for those named in `whole`."""
+    """A table of texts, folded inside their columns to the width of the terminal, but for those named in `whole`.
+
+    Where the terminal is narrower than LEAST_WIDTH its lines break: columns of one letter are not read.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -159,4 +163,6 @@ def print_grid(heads: Sequence[str], rows: Sequence[Sequence[str]], *, whole: Se
         table.add_column(head, overflow="fold", no_wrap=head in whole)
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, LEAST_WIDTH)
+    console.print(table)

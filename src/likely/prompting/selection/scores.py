@@ -133,8 +133,8 @@ class PromptScores:
             )  # fmt: skip
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-        except DAMAGED as error:
-            raise DataError(f"{path}: not a file of prompt scores: {' '.join(str(error).split())}") from None
+        except DAMAGED:
+            raise DataError(f"{path}: not a file of prompt scores (likely prompts select -o keeps them)") from None
 
 
 def _normed(sums: Floats, tokens: Ints, first: Floats | None, norm: AnswerNorm) -> Floats:

@@ -174,7 +174,9 @@ class ChatConfidence:
         stopped = threading.Event()
 
         def again(other: AnsweringModel, settings: dict[str, Any]) -> Answer:
-            stream = other.stream_chat(asked.conversation, **{**settings, "seed": seed})
+            own = self._model.own_settings.items()  # not those of another model
+            given = {name: value for name, value in settings.items() if (name, value) not in own}
+            stream = other.stream_chat(asked.conversation, **{**given, "seed": seed})
             for _ in stream:
                 if stopped.is_set():
                     return stream.close()

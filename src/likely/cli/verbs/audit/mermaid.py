@@ -65,8 +65,9 @@ def _check_diagram(file: str) -> None:
     from likely.audit.mermaid.parser import parse_sequence
     from likely.io.whole_file import read_text
 
+    text = read_text(file)
     try:
-        diagram = parse_sequence(read_text(file))
+        diagram = parse_sequence(text)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
     typer.echo(f"valid: {len(diagram.participants)} participants, {len(diagram.messages)} messages")

@@ -152,7 +152,7 @@ class Conversation:
                 if not self.interactive:
                     raise
                 continue
-            if text is None or not text.strip():
+            if not text.strip():
                 continue
             if text.startswith("/") and self.interactive:
                 if self.command(text):
@@ -162,28 +162,37 @@ class Conversation:
         if self.interactive:
             typer.echo("", err=True)
 
-    def read(self) -> str | None:
-        """One message: a line, lines joined by a final backslash, or a text between triple quotes."""
+    def read(self) -> str:
+        """One message: a line, lines joined by a final backslash, or a text between triple quotes.
+
+        The end of the input ends a message that was begun.
+        """
         line = self._line("> ")
         if line.strip().startswith('"""'):
             lines, line = [], line.strip()[3:]
             while not line.rstrip().endswith('"""'):
                 lines.append(line)
-                line = self._line(". ")
+                line = self._line(". ", at_end='"""')
             return "\n".join([*lines, line.rstrip()[:-3]]).strip("\n")
         parts = []
         while line.endswith("\\"):
             parts.append(line[:-1])
-            line = self._line(". ")
+            line = self._line(". ", at_end="")
         return "\n".join([*parts, line])
 
-    def _line(self, prompt: str) -> str:
-        if self.interactive:
-            return input(prompt)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\n")
+    def _line(self, prompt: str, *, at_end: str | None = None) -> str:
+        """The next line; at the end of the input `at_end`, or EOFError."""
+        try:
+            line = input(prompt if self.interactive else "")
+            if not self.interactive:
+                line.encode()  # some locales let bytes pass that are no text
+            return line
+        except EOFError:
+            if at_end is None:
+                raise
+            return at_end
+        except UnicodeError:
+            raise DataError("standard input is not UTF-8") from None
 
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -249,7 +250,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:
-        hint = "; choose another --port (0: any free one)" if port else ""
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = "; choose another --port (0: any free one)" if taken else "; is --host an address of this machine?"
         raise LikelyError(f"cannot listen on {host}:{port}: {error.strerror or error}{hint}") from None
     return listener
 

@@ -14,6 +14,7 @@ from likely.decoding.constraint import Constraint
 from likely.decoding.drafting.lookup import PredictedText
 from likely.decoding.request import Event, Finished
 from likely.lm.confidence import BoundPolicy
+from likely.lm.options import CHAT_DEFAULTS
 from likely.lm.results import Answer
 from likely.serving.api.answering import Answering, seed_of
 from likely.serving.api.confidence import AUTO, RouterBinding, decision_fields, route_headers, route_of, withholds
@@ -55,7 +56,14 @@ class ChatsEndpoint:
         """The request, if it may begin now; the model "auto" is this server's own, with its fallback behind it."""
         auto = asked.model == AUTO and self._with.confidence.routes
         self._with.check_before(asked.model_copy(update={"model": None}) if auto else asked, 1)
-        return asked
+        return asked.model_copy(update=self._unsaid(asked))
+
+    def _unsaid(self, asked: ChatRequest) -> dict[str, Any]:
+        """What `Model.chat` has where the request names nothing; with a temperature the model's own settings alone."""
+        chat = {name: CHAT_DEFAULTS[name] for name in ("temperature", "top_p")}
+        given = {"constraint": form_of(asked)[0]}
+        settings = self._with.model.settings({} if "temperature" in asked.model_fields_set else chat, given)
+        return {name: settings[name] for name in settings.keys() - given.keys() - asked.model_fields_set}
 
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
         body, headers = await self.body(http, asked, salt)

@@ -39,8 +39,8 @@ class ResponsesRequest(RequestBody):
     )
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1, le=2**20)
-    temperature: float = 1.0  # bounds are those of a chat
-    top_p: float = 1.0
+    temperature: float | None = None  # bounds and defaults are those of a chat
+    top_p: float | None = None
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     include: list[Literal["message.output_text.logprobs"]] = Field([], max_length=8)
     text: _TextSettings = _TextSettings()
@@ -170,6 +170,7 @@ class ResponsesEndpoint:
     async def answer(self, http: HttpRequest, asked: ResponsesRequest, salt: str) -> Response:
         try:
             chat = self._chats.checked(asked.as_chat())
+            asked = asked.model_copy(update={"temperature": chat.temperature, "top_p": chat.top_p})
             work = self._stream(http, asked, chat, salt) if asked.stream else self._whole(http, asked, chat, salt)
             return await self._with.within(http, chat, work)
         except ApiError as error:  # of a field that is called otherwise in a chat
