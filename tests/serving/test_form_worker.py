@@ -62,7 +62,7 @@ def test_a_wrong_form_is_told_as_where_it_is_compiled(worker, tiny):
         with pytest.raises(ConstraintError) as apart:
             worker.check(wrong)
         with pytest.raises(Exception) as here:
-            tiny.guide.constraint(wrong.form())
+            tiny.guide.constraint(wrong.form)
         assert str(apart.value) == " ".join(str(here.value).split())[:1000]
 
 
@@ -76,7 +76,7 @@ def test_a_process_that_was_ended_from_outside_is_started_again(worker):
 def test_a_description_survives_the_way_to_the_process():
     described = FormDescription("tools", [{"name": "a"}], "ignore", ToolChoice("required", "a", False), 7)
     again = FormDescription.of_text(described.text())
-    assert again == described and again.form().key == described.form().key
+    assert again == described and again.form.key == described.form.key
 
 
 @pytest.mark.slow

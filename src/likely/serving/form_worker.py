@@ -21,6 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -52,8 +53,9 @@ class FormDescription:
     choice: ToolChoice | None = None
     budget: int = 128
 
+    @cached_property
     def form(self) -> Form:
-        """Raises what `make_form` does."""
+        """Made once; raises what `make_form` does."""
         if self.option == "tools":
             return tool_form(self.value, self.choice or ToolChoice())
         settings = FormSettings(on_unsupported=self.on_unsupported)  # type: ignore[arg-type]
@@ -206,7 +208,7 @@ def main(seconds: float, memory_mib: int) -> None:
 
 def _try_form(guide: Guide, described: FormDescription) -> str | None:
     try:
-        constraint = guide.constraint(described.form())
+        constraint = guide.constraint(described.form)
         with contextlib.suppress(ConstraintError):  # too few tokens: that is the request's own affair
             constraint.allowed(described.budget)
     except MemoryError:
