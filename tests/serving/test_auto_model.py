@@ -141,7 +141,7 @@ def test_what_a_fallback_is_writing_may_end_before_the_server_does(tiny, calibra
     with ThreadPoolExecutor(1) as pool:
         with serving(tiny, fallback=large, calibrator=calibrator, at_least=0.999) as large.url:
             reply = pool.submit(httpx.post, f"{large.url}{CHAT}", json={**FIELDS, "model": "auto"}, timeout=60)
-            large.begun.wait()
+            assert large.begun.wait(60)
         assert reply.result().json()["choices"][0]["message"]["content"] == "of course"
 
 

@@ -208,10 +208,13 @@ class AsyncEngine:
     # --- the engine's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing and self.failure is None:
-            self._wake.clear()
-            if not self._turn():
-                self._wake.wait()
+        try:
+            while not self._closing and self.failure is None:
+                self._wake.clear()
+                if not self._turn():
+                    self._wake.wait()
+        except Exception as broken:  # nobody is to wait for a thread that has ended
+            self.failure = broken
         self._fail_all(self._ended())
 
     def _ended(self) -> LikelyError:

@@ -90,6 +90,10 @@ class FormWorker:
         self._verdicts: OrderedDict[str, str | None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def accepted(self, described: FormDescription) -> bool:
+        """Whether it was tried before and nothing was wrong with it; waits for no form that is being tried."""
+        return self._verdicts.get(_key(described.text()), "") is None
+
     def check(self, described: FormDescription) -> None:
         """ConstraintError with what is wrong with a form, FormTooCostly where the limits did not suffice."""
         text = described.text()
@@ -97,7 +101,7 @@ class FormWorker:
             raise FormTooCostly(
                 f"the form has {len(text)} bytes as JSON, at most {self._size} are taken: make it smaller"
             )
-        key = hashlib.sha256(text.encode()).hexdigest()
+        key = _key(text)
         with self._lock:
             if key not in self._verdicts:
                 self._verdicts[key] = self._try(text)
@@ -158,6 +162,10 @@ class FormWorker:
                 self.close()
                 raise LikelyError("the process that compiles forms does not start: send the request again")
         return self._process
+
+
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:

@@ -121,7 +121,8 @@ class PromptEncoder:
             return None
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._forms, self._check_form, described)
+            if not await self.away(lambda: self._worker is not None and self._worker.accepted(described)):
+                await loop.run_in_executor(self._forms, self._check_form, described)
             return await self.away(lambda: self._model.guide.constraint(described.form))
         except (LikelyError, ValueError, TypeError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
