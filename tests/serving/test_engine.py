@@ -259,10 +259,9 @@ def test_whoever_waits_is_told_when_the_thread_breaks():
             raise OSError("no such room")
 
         model.runtime.free_tokens = broken
-        ticket = engine.submit(Request((1,), max_tokens=60))
         with pytest.raises(EngineFailed, match="no such room"):
             async with asyncio.timeout(60):
-                async for _ in ticket:
+                async for _ in engine.submit(Request((1,), max_tokens=60)):
                     pass
         with pytest.raises(EngineFailed, match="no such room"):
             engine.submit(Request((1,)))
