@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
-from helpers_for_serving import ask
+from helpers_for_serving import ask, serving
 from tiny_gguf import write_tiny_llama
 
 import likely
@@ -14,6 +18,7 @@ from likely.calibration.calibrator import Calibrator
 from likely.calibration.recalibrators.table import make
 from likely.errors import RemoteError
 from likely.lm.results import Answer
+from likely.serving import form_worker, listening
 from likely.serving.routing import Budget, Router, evidence_of
 from likely.serving.tools import ToolChoice, tool_form
 
@@ -110,6 +115,43 @@ def test_a_fallback_that_cannot_be_reached_is_an_error_or_is_said(tiny, calibrat
     assert choice["message"]["content"]
 
 
+def test_a_response_says_why_there_is_none(tiny, calibrator):
+    async def question(client):
+        asked = {"input": "Is 3 odd?", "max_output_tokens": 6, "temperature": 0.0}
+        whole = await client.ok("/v1/responses", **asked)
+        return whole, (await client.http.post("/v1/responses", json={**asked, "stream": True})).text
+
+    whole, streamed = ask(tiny, question, calibrator=calibrator, at_least=0.999)
+    [message] = whole["output"]
+    [part] = message["content"]
+    assert part == {"type": "refusal", "refusal": whole["why"]} and whole["abstained"]
+    assert 0 < whole["confidence"] < 0.999
+    events = [json.loads(line.removeprefix("data: ")) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert [e["delta"] for e in events if e["type"] == "response.refusal.delta"] == [whole["why"]]
+    assert events[-1]["response"]["output"][0]["content"] == [part] and events[-1]["response"]["abstained"]
+
+
+class Slow(Large):
+    """Answers when the server behind `url` takes nothing new."""
+
+    def stream_chat(self, messages, **options):
+        self.begun.set()
+        while httpx.get(f"{self.url}/health").status_code != 503:
+            pass
+        return super().stream_chat(messages, **options)
+
+
+def test_what_a_fallback_is_writing_may_end_before_the_server_does(tiny, calibrator, monkeypatch):
+    monkeypatch.setattr(listening, "LAST_S", 0.1)
+    large = Slow()
+    large.begun = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with serving(tiny, fallback=large, calibrator=calibrator, at_least=0.999) as large.url:
+            reply = pool.submit(httpx.post, f"{large.url}{CHAT}", json={**FIELDS, "model": "auto"}, timeout=60)
+            assert large.begun.wait(60)
+        assert reply.result().json()["choices"][0]["message"]["content"] == "of course"
+
+
 async def raw_auto(client):
     return await raw(client, model="auto")
 
@@ -200,7 +242,14 @@ def test_a_call_that_was_cut_falls_back_or_says_that_it_could_not(roomy, calibra
     )
     choice = given.json()["choices"][0]
     assert given.headers["x-likely-route"] == "small-large-unavailable" and "cannot reach" in choice["why"]
-    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == "{"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == "{" and choice["finish_reason"] == "stop"
+
+
+def test_the_grammar_of_tools_is_built_once(roomy, calibrator, monkeypatch):
+    built = []
+    monkeypatch.setattr(form_worker, "tool_form", lambda *given: built.append(1) or tool_form(*given))
+    reply = routed(roomy, calibrator, Caller(), 1.0, lambda client: raw(client, model="auto", **offered(PICK)))
+    assert reply.headers["x-likely-route"] == "large" and len(built) == 1
 
 
 def test_the_confidence_of_a_served_call_is_the_routers_own(roomy, calibrator):

@@ -102,6 +102,33 @@ def test_a_request_that_is_refused_is_a_line_and_one_that_failed_is_asked_again(
     assert (counts.good, counts.failed, counts.before) == (1, 0, 2) and len(replies(target)) == 3
 
 
+def test_requests_of_many_prompts_fit_at_any_concurrency(paths):
+    source, target = paths
+    requests = read_batch(written(source, [line(i, ["a"] * 64) for i in range(2)]))
+    with BatchOutput(target, requests) as output:
+        counts = run(requests, output, client_of_model(toy_model(), concurrency=2), concurrency=2)
+    assert counts.good == 2 and all(len(each["response"]["body"]["choices"]) == 64 for each in replies(target))
+
+
+def test_a_reply_that_cannot_be_had_ends_no_other(paths):
+    source, target = paths
+    requests, model = read_batch(source), toy_model()
+    encode = model.tokenizer.encode
+    model.tokenizer.encode = lambda text, **more: 1 / 0 if text == "a dog" else encode(text, **more)
+    with BatchOutput(target, requests) as output:
+        counts = run(requests, output, client_of_model(model, concurrency=1), concurrency=1)
+    assert (counts.good, counts.failed) == (3, 1)
+    assert {each["custom_id"]: each["response"]["status_code"] for each in replies(target)}["r1"] == 500
+
+
+@pytest.mark.parametrize("wrong", [{"custom_id": ["a"]}, {"response": "a"}, {"response": [1]}])
+def test_an_output_of_another_kind_is_named(paths, wrong):
+    source, target = paths
+    written(target, [{"custom_id": "a", "response": {"status_code": 200}, "error": None, **wrong}])
+    with pytest.raises(DataError, match=r"out\.jsonl:1 is no line of a batch's output"):
+        BatchOutput(target, read_batch(source))
+
+
 def test_a_server_over_a_socket_gives_the_same(paths):
     source, target = paths
     requests = read_batch(source)

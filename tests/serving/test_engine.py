@@ -250,6 +250,26 @@ def test_a_broken_call_ends_what_ran_and_the_next_request_works():
     assert using(model, question)[0][3] == "length"
 
 
+def test_whoever_waits_is_told_when_the_thread_breaks():
+    async def run():
+        model = toy_model()
+        engine = AsyncEngine(model)
+
+        def broken():
+            raise OSError("no such room")
+
+        model.runtime.free_tokens = broken
+        with pytest.raises(EngineFailed, match="no such room"):
+            async with asyncio.timeout(60):
+                async for _ in engine.submit(Request((1,), max_tokens=60)):
+                    pass
+        with pytest.raises(EngineFailed, match="no such room"):
+            engine.submit(Request((1,)))
+        engine.close()
+
+    asyncio.run(run())
+
+
 def test_the_queue_is_bounded_and_drains():
     model = toy_model()
     gate = threading.Event()

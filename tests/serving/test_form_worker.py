@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 
 import pytest
 from helpers_for_serving import ask
@@ -62,7 +63,7 @@ def test_a_wrong_form_is_told_as_where_it_is_compiled(worker, tiny):
         with pytest.raises(ConstraintError) as apart:
             worker.check(wrong)
         with pytest.raises(Exception) as here:
-            tiny.guide.constraint(wrong.form())
+            tiny.guide.constraint(wrong.form)
         assert str(apart.value) == " ".join(str(here.value).split())[:1000]
 
 
@@ -76,7 +77,23 @@ def test_a_process_that_was_ended_from_outside_is_started_again(worker):
 def test_a_description_survives_the_way_to_the_process():
     described = FormDescription("tools", [{"name": "a"}], "ignore", ToolChoice("required", "a", False), 7)
     again = FormDescription.of_text(described.text())
-    assert again == described and again.form().key == described.form().key
+    assert again == described and again.form.key == described.form.key
+
+
+def test_a_form_that_was_accepted_before_waits_for_no_other(tiny):
+    asked = {"prompt": "the", "max_tokens": 3, "regex": "[ab]{3}"}
+
+    async def question(client):
+        await client.ok(COMPLETIONS, **asked)
+        tried = threading.Event()
+        client.app.state.answering.prompts._forms.submit(tried.wait)  # a form that takes its time
+        try:
+            async with asyncio.timeout(60):
+                return await client.ok(COMPLETIONS, **asked)
+        finally:
+            tried.set()
+
+    assert len(ask(tiny, question)["choices"][0]["text"]) == 3
 
 
 @pytest.mark.slow

@@ -116,6 +116,16 @@ def test_calls_and_their_results(client, stream):
         ({"input": "a", "background": True}, "background"),
         ({"input": "a", "temperature": -1}, "temperature"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "y"}]}, "tool_call_id"),
+        (
+            {
+                "input": [
+                    {"role": "user", "content": "a"},
+                    {"type": "function_call_output", "call_id": "x", "output": "y"},
+                ],
+                "instructions": "b",
+            },
+            "input: no call before it",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(tiny, body, message):

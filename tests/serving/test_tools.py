@@ -54,8 +54,8 @@ TEXTS = {
 }  # fmt: skip
 
 
-def accepts(lm, choice, text):
-    held = lm.guide.constraint(tool_form([WEATHER, NOW], choice))
+def accepts(lm, choice, text, functions=(WEATHER, NOW)):
+    held = lm.guide.constraint(tool_form(functions, choice))
     for token in lm.tokenizer.encode(text):
         if not held.permits(token):
             return False
@@ -76,6 +76,14 @@ def accepts(lm, choice, text):
 def test_the_grammar_allows_calls_that_follow_their_schemas(tiny, choice, kinds):
     for text, kind in TEXTS.items():
         assert accepts(tiny, choice, text) == (kind in kinds), (text, kind)
+
+
+def test_arguments_are_an_object_whatever_their_schema_leaves_open(tiny):
+    required, open_one = ToolChoice("required"), [{"name": "now", "parameters": {"description": "anything"}}]
+    assert accepts(tiny, required, call("now", "{}"), open_one)
+    assert not accepts(tiny, required, call("now", "5"), open_one)
+    with pytest.raises(DataError, match='the parameters of "now" are an object, got type "string"'):
+        tool_form([{"name": "now", "parameters": {"type": "string"}}], required)
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -200,6 +200,36 @@ def test_after_the_first_byte_nothing_is_sent_again():
     assert "broke off" in last["error"]["message"]
 
 
+def test_a_client_that_leaves_while_a_refusal_is_read_closes_no_server():
+    reading = asyncio.Event()
+
+    async def pieces():
+        yield b"{"
+        reading.set()
+        await asyncio.Event().wait()
+
+    class Slow(Scripted):
+        async def handle_async_request(self, request):
+            if request.url.path.endswith("/models"):
+                return await super().handle_async_request(request)
+            return httpx.Response(500, content=pieces())
+
+    async def run():
+        proxy = UpstreamProxy(["http://a"], transport=Slow())
+        await proxy.refresh()
+        [server] = proxy.balancer.upstreams
+        server.failures = proxy.balancer.failures  # this request is a trial
+        asked = asyncio.create_task(proxy.forward("/completions", {"model": "big", "prompt": "x"}))
+        await reading.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        await proxy.close()
+        assert server.outstanding == 0 and not server.trying
+
+    asyncio.run(run())
+
+
 def test_where_nobody_answers_the_last_reason_is_told():
     found = through(Scripted(a=httpx.ConnectError("refused"), b=httpx.ConnectError("refused")), requests=5)
     assert [status for status, _ in found] == [502, 502, 502, 503, 503]

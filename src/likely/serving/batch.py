@@ -26,7 +26,7 @@ from likely.errors import DataError, RemoteError, nearest
 from likely.io.jsonl import Line, open_alone, parse_line, read_checked
 from likely.io.whole_file import write_whole_file
 from likely.lm.model import Model
-from likely.serving.limits import ServerLimits
+from likely.serving.limits import MAX_PROMPTS, ServerLimits
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/score")
 FIELDS = ("custom_id", "method", "url", "body")
@@ -125,12 +125,12 @@ class BatchOutput:
             if number == len(lines) and not raw.endswith(b"\n"):  # cut by a kill
                 break
             record = parse_line(raw, f"{self.path}:{number}")
-            if not {"custom_id", "response", "error"} <= record.keys():
+            custom_id, reply = record.get("custom_id"), record.get("response", "")
+            if not ("error" in record and isinstance(custom_id, str) and isinstance(reply, dict | None)):
                 raise DataError(
                     f"{self.path}:{number} is no line of a batch's output: choose another file or --overwrite"
                 )
-            custom_id = record["custom_id"]
-            if (record["response"] or {}).get("status_code", 500) in AGAIN:
+            if reply is None or reply.get("status_code") in (None, *AGAIN):
                 continue
             if custom_id in digests and record.get("input") != digests[custom_id]:
                 raise DataError(
@@ -167,10 +167,10 @@ async def client_of_model(model: Model, *, concurrency: int) -> AsyncIterator[ht
     """A client of the model's own API, in this process."""
     from likely.serving.api.app import create_app
 
-    limits = ServerLimits(max_running=concurrency, max_queue=concurrency, deadline_s=7 * 86400.0)
+    limits = ServerLimits(max_running=concurrency, max_queue=concurrency * MAX_PROMPTS, deadline_s=7 * 86400.0)
     app = create_app(model, limits=limits)
     async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None) as client:
             yield client
 
@@ -223,7 +223,7 @@ async def _answer(client: httpx.AsyncClient, request: BatchRequest) -> tuple[int
         wait = min(0.5 * 2**attempt, LONGEST_WAIT_S)
         try:
             reply = await client.post(request.url, json=dict(request.body))
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:
             status, body = 0, f"{type(error).__name__}: {error}"
         else:
             status, number = reply.status_code, reply.headers.get("x-request-id", "")

@@ -162,7 +162,7 @@ class AsyncEngine:
     def check_room(self, count: int = 1) -> None:
         """Raise Overloaded unless `count` more requests are taken now."""
         if self.failure is not None or self._closing:
-            raise EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
+            raise self._ended()
         if self.waiting + count > self.most:
             raise Overloaded(self.most)
 
@@ -208,12 +208,18 @@ class AsyncEngine:
     # --- the engine's thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing and self.failure is None:
-            self._wake.clear()
-            if not self._turn():
-                self._wake.wait()
-        closed = self._closed_because or EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
-        self._fail_all(closed)
+        try:
+            while not self._closing and self.failure is None:
+                self._wake.clear()
+                if not self._turn():
+                    self._wake.wait()
+        except Exception as broken:  # nobody is to wait for a thread that has ended
+            self.failure = broken
+        self._fail_all(self._ended())
+
+    def _ended(self) -> LikelyError:
+        """What whoever asks or waits is told once the thread takes nothing more."""
+        return self._closed_because or EngineFailed(f"the engine has stopped: {self.failure or 'it was closed'}")
 
     def _turn(self) -> bool:
         """One call for decoding and one for scoring; whether there is more to do."""

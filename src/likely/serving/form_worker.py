@@ -21,6 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -52,8 +53,9 @@ class FormDescription:
     choice: ToolChoice | None = None
     budget: int = 128
 
+    @cached_property
     def form(self) -> Form:
-        """Raises what `make_form` does."""
+        """Made once; raises what `make_form` does."""
         if self.option == "tools":
             return tool_form(self.value, self.choice or ToolChoice())
         settings = FormSettings(on_unsupported=self.on_unsupported)  # type: ignore[arg-type]
@@ -88,6 +90,10 @@ class FormWorker:
         self._verdicts: OrderedDict[str, str | None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def accepted(self, described: FormDescription) -> bool:
+        """Whether it was tried before and nothing was wrong with it; waits for no form that is being tried."""
+        return self._verdicts.get(_key(described.text()), "") is None
+
     def check(self, described: FormDescription) -> None:
         """ConstraintError with what is wrong with a form, FormTooCostly where the limits did not suffice."""
         text = described.text()
@@ -95,7 +101,7 @@ class FormWorker:
             raise FormTooCostly(
                 f"the form has {len(text)} bytes as JSON, at most {self._size} are taken: make it smaller"
             )
-        key = hashlib.sha256(text.encode()).hexdigest()
+        key = _key(text)
         with self._lock:
             if key not in self._verdicts:
                 self._verdicts[key] = self._try(text)
@@ -158,6 +164,10 @@ class FormWorker:
         return self._process
 
 
+def _key(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
     """One line; b"" where the process ended or took too long."""
     assert process.stdout is not None
@@ -206,7 +216,7 @@ def main(seconds: float, memory_mib: int) -> None:
 
 def _try_form(guide: Guide, described: FormDescription) -> str | None:
     try:
-        constraint = guide.constraint(described.form())
+        constraint = guide.constraint(described.form)
         with contextlib.suppress(ConstraintError):  # too few tokens: that is the request's own affair
             constraint.allowed(described.budget)
     except MemoryError:

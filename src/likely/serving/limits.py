@@ -125,8 +125,7 @@ def refusal(error: Exception, limits: ServerLimits) -> ApiError:
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": str(RETRY_AFTER_S)})
     if isinstance(error, TimeoutError):
-        message = f"not done within {limits.deadline_s:g} seconds: ask for less, or raise --deadline"
-        return ApiError(408, message, code="deadline", headers={"X-Should-Retry": "false"})
+        return too_late(limits.deadline_s, limits)
     if isinstance(error, EngineFailed):
         return ApiError(500, str(error), code="engine_failed")
     if isinstance(error, KvFull):
@@ -137,6 +136,13 @@ def refusal(error: Exception, limits: ServerLimits) -> ApiError:
         return ApiError(400, str(error))
     log.error("this should not have happened", exc_info=error)
     return ApiError(500, f"this should not have happened: {type(error).__name__}")
+
+
+def too_late(seconds: float, limits: ServerLimits) -> ApiError:
+    """What a request is told that had so many seconds."""
+    longer = "raise --deadline" if seconds >= limits.deadline_s else "give it a longer timeout"
+    message = f"not done within {seconds:g} seconds: ask for less, or {longer}"
+    return ApiError(408, message, code="deadline", headers={"X-Should-Retry": "false"})
 
 
 class Admission:

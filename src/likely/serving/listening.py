@@ -90,7 +90,8 @@ class DrainingServer(uvicorn.Server):
         self._app.state.draining = True
         engine: AsyncEngine = self._app.state.engine
         until = time.monotonic() + self._drain_s
-        while engine.waiting and time.monotonic() < until and not self.force_exit:
+        # replies that are prepared, asked of a fallback or passed on from another server are nothing to the engine
+        while (engine.waiting or self.server_state.tasks) and time.monotonic() < until and not self.force_exit:
             await asyncio.sleep(0.02)
         await asyncio.get_running_loop().run_in_executor(None, engine.close, ShuttingDown())
         self.force_exit = False  # what was broken off is told so

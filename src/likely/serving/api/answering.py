@@ -30,7 +30,7 @@ from likely.serving.api.schemas import (
 )
 from likely.serving.api.streaming import Events, EventStream, merged, while_connected
 from likely.serving.engine import AsyncEngine, Ticket
-from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response
+from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response, too_late
 
 T = TypeVar("T")
 
@@ -116,8 +116,11 @@ class Answering:
         """The result of the work, in time and while the client is there."""
 
         async def timed() -> T:
-            async with asyncio.timeout(self.deadline(asked)):
-                return await work
+            try:
+                async with asyncio.timeout(seconds := self.deadline(asked)):
+                    return await work
+            except TimeoutError:
+                raise too_late(seconds, self.limits) from None
 
         return await while_connected(http, timed())
 

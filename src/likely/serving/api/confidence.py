@@ -16,15 +16,17 @@ from likely.errors import CapabilityError, DataError
 from likely.lm.confidence import Again, AnsweringModel, BoundPolicy, ConfidencePolicy, check_for_another, system_of
 from likely.lm.model import Model
 from likely.lm.results import Answer
-from likely.serving.api.forms import form_of, form_options
+from likely.serving.api.forms import form_options
 from likely.serving.api.schemas import ChatRequest, served_name
 from likely.serving.engine import Overloaded
+from likely.serving.form_worker import FormDescription
 from likely.serving.limits import ApiError
 from likely.serving.routing.evidence import AnswerEvidence, evidence_of
 from likely.serving.routing.router import Router, RoutingAttempt
 
 Away = Callable[[Callable[[], AnswerEvidence]], Awaitable[AnswerEvidence]]
 AUTO = "auto"  # the model's name for chats that the server routes between its model and the fallback
+DECISION_FIELDS = ("confidence", "abstained", "answered_by", "why", "first")
 _POLICY = ("at_least", "risk", "delta", "fallback")
 
 
@@ -32,17 +34,18 @@ _POLICY = ("at_least", "risk", "delta", "fallback")
 class RouterBinding:
     """The router's rule for the answers of one request for the model "auto".
 
-    settings  options for the large model;  note_cost: told what a decision cost
+    settings  options for the large model;  described: the form of the answer
+    note_cost told what a decision cost
     """
 
     router: Router
     settings: Mapping[str, Any]
+    described: FormDescription | None
     note_cost: Callable[[float], None]
 
-    def evidence(self, asked: ChatRequest, answer: Answer) -> AnswerEvidence:
+    def evidence(self, answer: Answer) -> AnswerEvidence:
         """What the answer's tokens say of it; not for the event loop, since its form is followed token by token."""
-        described, _ = form_of(asked)
-        form = None if described is None else described.form()
+        form = None if self.described is None else self.described.form
         return evidence_of(self.router.small, answer, form, valid=answer.complete is not False)
 
     def decide(self, answer: Answer, evidence: AnswerEvidence, again: Again) -> Answer:
@@ -95,10 +98,13 @@ class ChatConfidence:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
-    def bind(self, asked: ChatRequest) -> BoundPolicy | RouterBinding | None:
-        """What is done about this request's answers; None where nobody wants to know.  ApiError 400, by field."""
+    def bind(self, asked: ChatRequest, described: FormDescription | None) -> BoundPolicy | RouterBinding | None:
+        """What is done about this request's answers; None where nobody wants to know.  ApiError 400, by field.
+
+        described  the form that the request names
+        """
         if asked.model == AUTO and self._router is not None:
-            return self._routed(asked, self._router)
+            return self._routed(asked, self._router, described)
         if asked.model == AUTO and asked.calls_tools is not None:
             raise ApiError(
                 400, f'tools: behind "{AUTO}" nothing is known of calls here, only of plain answers: start the server '
@@ -119,7 +125,7 @@ class ChatConfidence:
         except (DataError, ValueError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
 
-    def _routed(self, asked: ChatRequest, router: Router) -> RouterBinding:
+    def _routed(self, asked: ChatRequest, router: Router, described: FormDescription | None) -> RouterBinding:
         """ApiError for what a router knows nothing of."""
         if own := [name for name in _POLICY if name in asked.model_fields_set]:
             raise ApiError(
@@ -130,13 +136,13 @@ class ChatConfidence:
             raise ApiError(400, f'n: "{AUTO}" gives one answer at a time, drop n', param="n")
         _check_known(asked, "model", tools=True)
         settings = settings_of(asked)
-        if asked.calls_tools is not None and (described := form_of(asked)[0]) is not None:
-            settings["grammar"] = described.form().source
+        if asked.calls_tools is not None and described is not None:
+            settings["grammar"] = described.form.source
         try:
             check_for_another(settings)
         except CapabilityError as error:
             raise ApiError(400, f"model: {error}", param="model") from None
-        return RouterBinding(router, settings, self._note_cost)
+        return RouterBinding(router, settings, described, self._note_cost)
 
     def _allowed(self, name: str, asked: ChatRequest) -> AnsweringModel:
         known = None if self._fallback is None else served_name(self._fallback.info.name)
@@ -183,7 +189,7 @@ class ChatConfidence:
             return stream.result
 
         if isinstance(bound, RouterBinding):
-            evidence = await away(partial(bound.evidence, asked, answer))
+            evidence = await away(partial(bound.evidence, answer))
             decide, given = partial(bound.decide, answer, evidence, again), bound.router.gives(evidence)
         else:
             decide = partial(bound.decide, answer, again)
@@ -249,9 +255,7 @@ def decision_fields(bound: BoundPolicy | RouterBinding | None, answer: Answer | 
     if not withholds(bound):
         return {"confidence": answer.confidence}
     fields = answer.to_dict()
-    found: dict[str, Any] = {
-        name: fields[name] for name in ("confidence", "abstained", "answered_by", "why", "first") if name in fields
-    }
+    found: dict[str, Any] = {name: fields[name] for name in DECISION_FIELDS if name in fields}
     if found["answered_by"] is not None:
         found["answered_by"] = served_name(found["answered_by"])
     return found

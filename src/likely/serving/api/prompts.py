@@ -121,8 +121,9 @@ class PromptEncoder:
             return None
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._forms, self._check_form, described)
-            return await self.away(lambda: self._model.guide.constraint(described.form()))
+            if not await self.away(lambda: self._worker is not None and self._worker.accepted(described)):
+                await loop.run_in_executor(self._forms, self._check_form, described)
+            return await self.away(lambda: self._model.guide.constraint(described.form))
         except (LikelyError, ValueError, TypeError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
 
@@ -138,7 +139,7 @@ class PromptEncoder:
 
         def read() -> dict[str, Any]:
             found = read_fields(
-                finished.text, described.form(), constraint, finished.tokens, self._model.tokenizer.token_bytes,
+                finished.text, described.form, constraint, finished.tokens, self._model.tokenizer.token_bytes,
                 finished.logprobs, finished.log_masses,
             )  # fmt: skip
             return {} if found is None else {"fields": json_safe([asdict(field) for field in found[0]])}

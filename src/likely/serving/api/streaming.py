@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from likely.decoding.request import Event
 from likely.serving.engine import Ticket
-from likely.serving.limits import ApiError, ServerLimits, json_text, refusal
+from likely.serving.limits import ApiError, ServerLimits, json_text, refusal, too_late
 
 T = TypeVar("T")
 Events = AsyncGenerator[dict[str, Any]]
@@ -75,7 +75,7 @@ class EventStream(Response):
         if late:
             with contextlib.suppress(TimeoutError):  # a client that does not read must not hold the place
                 async with asyncio.timeout(1):
-                    await self._send_last(send, refusal(TimeoutError(), self._limits).body)
+                    await self._send_last(send, too_late(self._deadline_s, self._limits).body)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

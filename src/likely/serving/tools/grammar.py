@@ -49,6 +49,13 @@ def tool_form(functions: Sequence[Mapping[str, Any]], choice: ToolChoice) -> For
     for i, function in enumerate(offered):
         parameters = function.get("parameters") or NO_PARAMETERS
         settings = FormSettings(on_unsupported="error" if function.get("strict") else "ignore")
+        kind = parameters.get("type", "object")
+        if kind != "object":
+            raise DataError(
+                f'tools: the parameters of "{function["name"]}" are an object, got type {json.dumps(kind)[:60]}'
+            )
+        if not {"$ref", "allOf", "anyOf", "oneOf"} & parameters.keys():
+            parameters = {**parameters, "type": kind}
         try:
             form = schema_form(parameters, settings)
         except Exception as error:

@@ -139,8 +139,10 @@ class UpstreamProxy:
                 continue
             upstream = begun.upstream
             if begun.reply.status_code in WORTH_ANOTHER:
-                last = await self._whole(begun)
-                self.balancer.end(upstream, tokens, worked=begun.reply.status_code == 429)
+                try:
+                    last = await self._whole(begun)
+                finally:
+                    self.balancer.end(upstream, tokens, worked=begun.reply.status_code == 429)
                 continue
             return _Passed(begun, self._kept(begun), partial(self._end, upstream, tokens))
         if last is not None:

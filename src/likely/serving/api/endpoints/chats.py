@@ -96,7 +96,7 @@ class ChatsEndpoint:
             if calls := [_call(name, arguments) for name, arguments in parser.calls]:
                 self._note_calls(parser, complete)
                 message |= {"content": parser.content or None, "tool_calls": calls}
-                reason = "tool_calls" if reason == "stop" or complete else reason
+                reason = _of_calls(reason, complete)
         content = None
         if asked.logprobs and (answer is None or not answer.why):  # of a text that is not given there are none
             content = self._logprobs(asked, finished)
@@ -164,8 +164,8 @@ class ChatsEndpoint:
                         yield chunk(sample, {"tool_calls": [called(sample, each)]})
                 if parser is not None:
                     self._note_calls(parser, complete)
-                if parser is not None and parser.calls and (reason == "stop" or complete):
-                    reason = "tool_calls"
+                if parser is not None and parser.calls:
+                    reason = _of_calls(reason, complete)
                 fields = {
                     **decision_fields(started.bound, answer),
                     **await self._fields(asked, started, finish, answer),
@@ -208,7 +208,7 @@ class ChatsEndpoint:
         common = self._with
         described, field = form_of(asked)
         held = await common.prompts.constraint(described, field)  # first: what it refuses is never compiled here
-        bound = await common.prompts.away(lambda: common.confidence.bind(asked))
+        bound = await common.prompts.away(lambda: common.confidence.bind(asked, described))
         rendered = await common.prompts.conversation(asked.conversation, asked.begun)
         wanted = asked.max_tokens or common.context - len(rendered.tokens)
         common.check_numbers(wanted * asked.n * (asked.top_logprobs + 1 if asked.logprobs else 0))
@@ -220,6 +220,11 @@ class ChatsEndpoint:
         (ticket,) = common.submit([request])
         head, began = common.head("chatcmpl", kind, seed), time.perf_counter()
         return StartedChat(len(rendered.tokens), head, ticket, bound, described, held, began)
+
+
+def _of_calls(reason: str | None, complete: bool | None) -> str | None:
+    """Why a text with calls ended; one that was cut, by a stop string too, ended for that reason."""
+    return "tool_calls" if complete or (complete is None and reason == "stop") else reason
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from fastapi import Request as HttpRequest
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from likely.serving.api.confidence import DECISION_FIELDS
 from likely.serving.api.endpoints.chats import ChatsEndpoint
 from likely.serving.api.schemas import ChatRequest, RequestBody, parse
 from likely.serving.api.streaming import Events
@@ -176,7 +178,7 @@ class ResponsesEndpoint:
         except ApiError as error:  # of a field that is called otherwise in a chat
             if (name := _NAMES.get(error.param or "")) is None:
                 raise
-            message = str(error).replace(error.param or "", name, 1)
+            message = re.sub(rf"{error.param}(\[\d+\])?", name, str(error), count=1)  # numbers are the chat's own
             raise ApiError(error.status, message, param=name, code=error.code) from None
 
     async def _whole(self, http: HttpRequest, asked: ResponsesRequest, chat: ChatRequest, salt: str) -> Response:
@@ -186,10 +188,13 @@ class ResponsesEndpoint:
         writing = _Writing(asked, body["model"], body["seed"])
         for _ in writing.text(message["content"] or "", content or ()):
             pass
+        if message["refusal"] is not None:
+            writing.refusal(message["refusal"])
         for call in message.get("tool_calls", ()):
             function = call["function"]
             for _ in writing.call(call["id"], function["name"], function["arguments"]):
                 pass
+        writing.note(choice)
         for _ in writing.close():
             pass
         reply = self._with.reply(chat, writing.response(choice["finish_reason"], body["usage"]))
@@ -215,10 +220,14 @@ class ResponsesEndpoint:
                 if delta.get("content") or block:
                     for event in writing.text(delta.get("content") or "", block or ()):
                         yield event
+                if delta.get("refusal"):
+                    for event in writing.refusal(delta["refusal"]):
+                        yield event
                 for call in delta.get("tool_calls", ()):
                     function = call["function"]
                     for event in writing.call(call.get("id"), function.get("name"), function.get("arguments", "")):
                         yield event
+                writing.note(choice)
                 reason = choice["finish_reason"] or reason
         for event in writing.close():
             yield event
@@ -237,6 +246,7 @@ class _Writing:
     id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(16)}")
     created: int = field(default_factory=lambda: int(time.time()))
     output: list[dict[str, Any]] = field(default_factory=list)
+    decided: dict[str, Any] = field(default_factory=dict)  # what is known of its confidence
     number: int = 0
     open: dict[str, Any] | None = None  # the item that is being written
 
@@ -251,18 +261,23 @@ class _Writing:
             found += self.close()
             if not piece:  # the tokens of a call
                 return found
-            item: dict[str, Any] = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant"}
-            item |= {"status": "in_progress", "content": []}
-            found.append(self._begin(item))
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            found.append(self._of_part("response.content_part.added", part=dict(part)))
-            item["content"] = [part]
+            found += self._message({"type": "output_text", "text": "", "annotations": [], "logprobs": []})
         part = self.open["content"][0]  # type: ignore[index]
         part["text"] += piece
         part["logprobs"] += entries
         if piece:
             found.append(self._of_part("response.output_text.delta", delta=piece, logprobs=list(entries)))
         return found
+
+    def refusal(self, why: str) -> list[dict[str, Any]]:
+        """A message that says why no answer is given."""
+        found = [*self.close(), *self._message({"type": "refusal", "refusal": ""})]
+        self.open["content"][0]["refusal"] = why  # type: ignore[index]
+        return [*found, self._of_part("response.refusal.delta", delta=why)]
+
+    def note(self, choice: Mapping[str, Any]) -> None:
+        """A chat's choice, which may hold what was decided about its confidence."""
+        self.decided |= {name: choice[name] for name in DECISION_FIELDS if name in choice}
 
     def call(self, number: str | None, name: str | None, arguments: str) -> list[dict[str, Any]]:
         """A call begins (with its name), or its arguments go on."""
@@ -285,15 +300,24 @@ class _Writing:
         item["status"] = "completed"
         if item["type"] == "message":
             [part] = item["content"]
-            found = [
-                self._of_part("response.output_text.done", text=part["text"], logprobs=part["logprobs"]),
-                self._of_part("response.content_part.done", part=part),
-            ]
+            if part["type"] == "refusal":
+                whole = self._of_part("response.refusal.done", refusal=part["refusal"])
+            else:
+                whole = self._of_part("response.output_text.done", text=part["text"], logprobs=part["logprobs"])
+            found = [whole, self._of_part("response.content_part.done", part=part)]
         else:
             arguments = item["arguments"]
             found = [self._of_item("response.function_call_arguments.done", name=item["name"], arguments=arguments)]
         found.append(self.event("response.output_item.done", output_index=len(self.output) - 1, item=item))
         self.open = None
+        return found
+
+    def _message(self, part: dict[str, Any]) -> list[dict[str, Any]]:
+        """A message of one part begins."""
+        item: dict[str, Any] = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant"}
+        item |= {"status": "in_progress", "content": []}
+        found = [self._begin(item), self._of_part("response.content_part.added", part=dict(part))]
+        item["content"] = [part]
         return found
 
     def _begin(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -335,6 +359,7 @@ class _Writing:
             "usage": None if spent is None else _usage(spent),
             "metadata": {},
             "seed": self.seed,
+            **self.decided,
         }
 
 
