@@ -169,8 +169,8 @@ def spectral_report(found: SpectralReport, *, header: Mapping[str, Any]) -> Audi
     return AuditReport(
         f"Spectrum of the hidden states: {found.model}, {layer}",
         "How many directions do the model's hidden states really use?",
-        [f"The states of {text.tokens} tokens spread over {rank:.0f} of {text.dimensions} dimensions as evenly as they "
-         "would over all of those (effective rank)."],
+        [f"The states of {text.tokens} tokens have {text.dimensions} dimensions, and vary as much as if they were "
+         f"spread evenly over {rank:.0f} of them (effective rank)."],
         findings, header, [asdict(one) for one in found.texts], (), CAVEATS,
         ("No value is good or bad by itself. Compare a checkpoint with an earlier one on the same texts: a collapse of "
          "the effective rank or the entropy says that states have become alike.",),
