@@ -24,7 +24,7 @@ from likely.alignment.runs.sampling import write_pairs
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.models.load import load_local
 from likely.training.fit import TrainingSettings
-from likely.training.policy import LoraSettings
+from likely.training.policy import LoraSettings, Policy
 
 WORDS = ["the cat", "the mat", "this is", "and the other", "the sun", "the thing", "cats sat", "on the mat"]
 PAIRS = [{"prompt": w, "chosen": " sat on", "rejected": " there too"} for w in WORDS]
@@ -246,6 +246,19 @@ def test_settings_that_cannot_be_together_are_refused(path, tmp_path):
         train_on_examples("rows.jsonl", settings(path, tmp_path / "out"), eisl=EditInvariantSettings())
     with pytest.raises(CapabilityError, match="is not installed"):  # before the model is loaded
         train_on_examples("rows.jsonl", settings("nothing.gguf", tmp_path / "out", trackers=("aim", "dvclive")))
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(path, tmp_path):
+    resource = pytest.importorskip("resource")
+    with Policy(path, LoraSettings(rank=4, alpha=8)) as policy:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            for save in (policy.save_adapter, policy.save_merged):
+                with pytest.raises(DataError, match="cannot write to .*File too large"):
+                    save(tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_that_are_learned_and_reported_on_are_said(path, tmp_path):

@@ -212,6 +212,7 @@ def test_copies_of_the_question_change_nothing(style):
     assert report.finding("answers", "accuracy, the question alone").value == 1
     assert report.finding("answers", "Brier score, pooled less alone").value == pytest.approx(0)
     assert report.finding("answers", "AUROC of dispersion for wrong answers").value is None
+    assert report.verdicts[1].endswith("cannot be said: all answers are right, or all wrong.")
     if style == "letters":
         orders = {tuple(f["order"]) for r in records for f in r.variants.values()}
         assert len(orders) > 2  # the options stand in other orders, and likelihoods come back in the case's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,9 @@ def test_a_run_that_was_stopped_goes_on(place, tmp_path):
     whole, _ = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=4)
+    other = replace(settings, lr=1e-3)  # what stage 1 learned belongs to the run that was stopped
+    with pytest.raises(DataError, match=r"an unfinished run with another lr \(0.0002, now 0.001\)"):
+        train_proteins(place / "tiny.gguf", tmp_path / "cut", other)
     again, said = train(tmp_path / "cut")
     assert len(said) == 1 and said[0].startswith("stage 2")
     assert again["stage2"]["record"]["last_loss"] == pytest.approx(whole["stage2"]["record"]["last_loss"], abs=1e-6)

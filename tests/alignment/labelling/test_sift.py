@@ -212,6 +212,8 @@ def test_only_own_folders_are_removed(tmp_path):
     (mine / RECIPE).write_text(json.dumps({}))
     remove_labeller(mine)
     remove_labeller(tmp_path / "missing")
+    (tmp_path / "begun").mkdir()
+    remove_labeller(tmp_path / "begun")
     assert not mine.exists()
     with pytest.raises(DataError, match="left alone"):
         remove_labeller(strange)
