@@ -255,7 +255,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(path, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
         try:
             for save in (policy.save_adapter, policy.save_merged):
-                with pytest.raises(DataError, match="cannot write to .*File too large"):
+                with pytest.raises(DataError, match=r"cannot write to .*File too large"):
                     save(tmp_path / "out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -210,6 +210,7 @@ def test_only_own_folders_are_removed(tmp_path):
     for place in (mine, strange):
         place.mkdir()
     (mine / RECIPE).write_text(json.dumps({}))
+    (strange / "thesis.tex").touch()
     remove_labeller(mine)
     remove_labeller(tmp_path / "missing")
     (tmp_path / "begun").mkdir()
