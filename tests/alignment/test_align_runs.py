@@ -63,7 +63,7 @@ def settings(path, out, steps=4, **more):
         ({"prompt": "a", "chosen": " b"}, r'row 2: field "rejected" is missing'),
         ({"prompt": "a", "chosen": 3, "rejected": " b"}, r'row 2: "chosen" must be a text'),
         ({"prompt": "a", "chosen": " b", "rejected": " c", "p": 1.5}, r'row 2: "p" must lie in \[0, 1\]'),
-        ({"prompt": "a", "chosen": " b", "rejected": " c", "p": None}, r'row 2: "p" must be a finite number'),
+        ({"prompt": "a", "chosen": " b", "rejected": " c", "p": None}, r'row 2: "p" must be a number'),
         (
             {"prompt": "a", "chosen": " b", "rejected": " c", "chosen_finished": "no"},
             r'row 2: "chosen_finished" must be',
@@ -86,12 +86,6 @@ def test_what_cannot_be_learned_from_is_named_by_its_row(lm, tmp_path, row, mess
 def test_nan_is_refused_by_its_row(lm, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": " b", "rejected": " c", "margin": NaN}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*NaN is not a JSON number"):
-        read_pairs(tmp_path / "rows.jsonl", RowEncoder(lm, 64))
-
-
-def test_numbers_that_are_too_large_are_refused(lm, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": " b", "rejected": " c", "margin": 1e999}\n')
-    with pytest.raises(DataError, match=r'row 1: "margin" must be a finite number'):
         read_pairs(tmp_path / "rows.jsonl", RowEncoder(lm, 64))
 
 
@@ -235,6 +229,19 @@ def test_a_run_that_begins_anew_leaves_nothing_of_the_earlier_one(path, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train_on_preferences(rows, slic(), settings(path, out, overwrite=True), sampled_prompts=0, progress=stop)
     assert {p.name for p in out.iterdir()} <= {"run.json", "before.json", "reference_logprobs.jsonl", "metrics.jsonl"}
+
+
+def test_a_reward_model_of_another_tokenizer_judges_nothing(path, tmp_path):
+    rows = written(tmp_path, PAIRS)
+    train_reward_model(rows, settings(path, tmp_path / "reward", steps=1))
+    reward = open_reward(str(tmp_path / "reward"))
+    other = str(write_tiny_llama(tmp_path / "other.gguf", vocab=340))
+    for work in (
+        lambda: write_pairs(rows, tmp_path / "pairs.jsonl", reward, model=other, max_tokens=2),
+        lambda: train_on_preferences(rows, dpo(), settings(other, tmp_path / "out"), reward=reward),
+    ):
+        with pytest.raises(DataError, match="reads another tokenizer's ids"):
+            work()
 
 
 def test_settings_that_cannot_be_together_are_refused(path, tmp_path):

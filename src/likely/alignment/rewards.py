@@ -50,6 +50,13 @@ def rewards_of(reward: Reward, completions: Seq[Completion], *, first_row: int =
     return values
 
 
+def check_tokens(reward: Reward | None, tokenizer: str) -> None:
+    """DataError for a reward model that reads ids of another tokenizer than the one with this fingerprint."""
+    made_for = getattr(reward, "tokenizer", "")
+    if made_for and made_for != tokenizer:
+        raise DataError("the reward model reads another tokenizer's ids: train it on the model whose texts it judges")
+
+
 # --- rewards of text --------------------------------------------------------------------------------------------------
 
 

@@ -285,7 +285,10 @@ def summary(
             "Below, each audit says what was asked, what it found, what to do, and which values are good or bad; then "
             "all figures, one row per case, and cases to look at, whose tokens are coloured by how likely they were.",
         ),
-        advice=[f"{_short(report)}: {line}" for report in reports for line in report.advice],
+        advice=sorted(  # what is to be done comes first
+            (f"{_short(report)}: {line}" for report in reports for line in report.advice),
+            key=lambda line: ": Nothing" in line,
+        ),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from likely.alignment.labellers import RewardDifference
 from likely.alignment.online.training import OnlinePreferences, OnlineSettings, train_online
-from likely.alignment.rewards import Reward
+from likely.alignment.rewards import Reward, check_tokens
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import sample_report
 from likely.alignment.runs.rows import read_prompts
@@ -63,6 +63,7 @@ def train_on_own_samples(
     if settings.shard:
         raise CapabilityError("a sharded model draws no samples: leave out --shard")
     with Run.open(settings, say) as run:
+        check_tokens(reward, run.encoder.tokenizer.fingerprint)
         training, held = run.divide(prompts, read_prompts, test)
         steps = run.settings.training
         about = {

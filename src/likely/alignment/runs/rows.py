@@ -6,7 +6,6 @@ are taken as they are, and only for the tokenizer that they belong to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -232,8 +231,8 @@ def _pair(encoder: RowEncoder, line: Line, where: str) -> PreferencePair:
         )
     numbers = {name: record.get(name, default) for name, default in (("p", 1.0), ("margin", 0.0))}
     for name, value in numbers.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise DataError(f'{where}: "{name}" must be a finite number, got {value!r}')
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise DataError(f'{where}: "{name}" must be a number, got {value!r}')
     if not 0 <= numbers["p"] <= 1:
         raise DataError(f'{where}: "p" must lie in [0, 1], got {numbers["p"]}')
     if first.tokens == second.tokens:
