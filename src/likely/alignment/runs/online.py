@@ -91,6 +91,8 @@ def train_on_own_samples(
         reference = run.reference([], progress)
 
         def report(before: dict[str, Any] | None = None) -> dict[str, Any]:
+            if not sampled_prompts:
+                return {}
             samples = sample_report(
                 run.policy, held[:sampled_prompts], reference, max_tokens=method.max_tokens, seed=0, reward=reward,
                 before=None if before is None else before["samples"],
