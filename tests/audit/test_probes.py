@@ -28,6 +28,7 @@ from likely.audit.probes import (
     probe_of,
     probe_queue,
     question_cases,
+    read_probes,
     save_template,
     screen_probe,
     write_probes,
@@ -121,6 +122,18 @@ def vote_all(queue, votes):
     for annotator, rating in votes.items():
         for i, item in enumerate(queue.items):
             queue.vote(annotator, item, {"relevance": rating(i), "diversity": rating(i)})
+
+
+def test_lines_that_are_no_probes_are_named(tmp_path):
+    file, probe = tmp_path / "probes.jsonl", {"case": "q0", "number": 0, "text": "x", "failed": [], "origin": {}}
+    file.write_text(f'{json.dumps({"kind": "probes"})}\n{json.dumps(probe)}\n')
+    assert [found.case for found in read_probes(file)] == ["q0"]
+    file.write_text(f'{json.dumps(probe)}\n{json.dumps({"id": "q1", "text": "y"})}\n')
+    with pytest.raises(DataError, match=r"probes.jsonl:2: no probe"):
+        read_probes(file)
+    file.write_text('{"kind": "probes"}\n')
+    with pytest.raises(DataError, match=r"holds no probes"):
+        read_probes(file)
 
 
 def test_a_template_is_frozen_by_people_who_agree(tmp_path):
