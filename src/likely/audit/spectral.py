@@ -174,8 +174,8 @@ def spectral_report(found: SpectralReport, *, header: Mapping[str, Any]) -> Audi
         findings, header, [asdict(one) for one in found.texts], (), CAVEATS,
         ("No value is good or bad by itself. Compare a checkpoint with an earlier one on the same texts: a collapse of "
          "the effective rank or the entropy says that states have become alike.",
-         "Matrix entropy lies between 0 (one direction) and 1 (all alike). MNN is the matrix nuclear norm, the sum of the "
-         "lengths of the D longest columns of the N tokens' states; D is the smaller of N and the dimensions."),
+         "Matrix entropy lies between 0 (one direction) and 1 (all alike). MNN is the matrix nuclear norm, the sum of "
+         "the lengths of the D longest columns of the N tokens' states; D is the smaller of N and the dimensions."),
         ("Keep these numbers beside the model, and measure again after training or compression; what was lost in "
          "likelihood is told by likely compare.",),
     )  # fmt: skip
