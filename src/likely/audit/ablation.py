@@ -268,6 +268,9 @@ def ablation_report(
             "-0.69 half as likely, 0 no change.",
             "Good: the whole interval of a gain lies above 0, and so does that over a control. Bad: it reaches 0, so "
             "the model may as well not have read the segment, or lies below 0, so that the segment misleads it.",
+            "A name is that of the segments in the prompt; none: none of those that are switched"
+            + "".join(f"; {kind}, in a segment's place: {CONTROLS[kind]}" for kind in dict(ablation.controls))
+            + ".",
         ),
         advice=advice,
     )
