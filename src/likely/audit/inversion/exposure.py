@@ -315,7 +315,7 @@ def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> Audi
         ("calls for a whole vector", found.calls_per_vector, "calls"),
         ("information per call", found.bits_per_call, "bits"),
         ("rank", found.rank, "dimensions"),
-        ("fall behind the rank", found.gap, "factor"),
+        ("fall of the singular values behind the rank", found.gap, "factor"),
         ("largest error of unseen log-ratios", found.error_nats, "nats"),
     )
     return AuditReport(
