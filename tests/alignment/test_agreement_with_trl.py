@@ -16,8 +16,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from likely.alignment.methods import cdpo, dpo, dpo_mean, hinge_norm, ipo, ipo_mean, pair_losses, robust_dpo
 from likely.alignment.rewards import RewardModel, bradley_terry_loss
-from likely.alignment.scores import TokenBatch
-from likely.training.logprobs import sequence_logprobs
+from likely.training.logprobs import TokenBatch, sequence_logprobs
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytestmark = pytest.mark.slow  # importing trl alone takes seconds

@@ -12,6 +12,7 @@ import torch
 from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.alignment.edit_invariant.own_outputs import EditInvariantSettings
 from likely.alignment.methods import dpo, ipo, make_method, slic
 from likely.alignment.rewards import LengthReward
 from likely.alignment.runs.examples import read_examples, train_on_examples
@@ -23,7 +24,7 @@ from likely.alignment.runs.sampling import write_pairs
 from likely.errors import CapabilityError, DataError, ModelError
 from likely.models.load import load_local
 from likely.training.fit import TrainingSettings
-from likely.training.policy import LoraSettings
+from likely.training.policy import LoraSettings, Policy
 
 WORDS = ["the cat", "the mat", "this is", "and the other", "the sun", "the thing", "cats sat", "on the mat"]
 PAIRS = [{"prompt": w, "chosen": " sat on", "rejected": " there too"} for w in WORDS]
@@ -63,6 +64,10 @@ def settings(path, out, steps=4, **more):
         ({"prompt": "a", "chosen": 3, "rejected": " b"}, r'row 2: "chosen" must be a text'),
         ({"prompt": "a", "chosen": " b", "rejected": " c", "p": 1.5}, r'row 2: "p" must lie in \[0, 1\]'),
         ({"prompt": "a", "chosen": " b", "rejected": " c", "p": None}, r'row 2: "p" must be a number'),
+        (
+            {"prompt": "a", "chosen": " b", "rejected": " c", "chosen_finished": "no"},
+            r'row 2: "chosen_finished" must be',
+        ),
         ({"prompt": "a" * 99, "chosen": " b", "rejected": " c"}, r"row 2: the prompt has \d+ tokens, max_length is 64"),
         ({"prompt": "a", "chosen": "b" * 99, "rejected": " c"}, r"row 2: .* tokens, max_length is 64: raise it"),
         ({"prompt": [{"role": "nobody", "content": "x"}], "chosen": "b", "rejected": "c"}, r"row 2: .*unknown role"),
@@ -82,6 +87,18 @@ def test_nan_is_refused_by_its_row(lm, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": " b", "rejected": " c", "margin": NaN}\n')
     with pytest.raises(DataError, match=r"rows.jsonl:1: .*NaN is not a JSON number"):
         read_pairs(tmp_path / "rows.jsonl", RowEncoder(lm, 64))
+
+
+@pytest.mark.parametrize("ids", [None, [], ["a"], [10**6], [1.0]])
+def test_a_prompts_ids_are_checked_and_never_left_out_as_too_long(lm, tmp_path, ids):
+    row = {**PAIRS[0], "prompt_ids": ids, "chosen_ids": [1], "rejected_ids": [2], "tokenizer": lm.tokenizer.fingerprint}
+    with pytest.raises(DataError, match='row 2: "prompt_ids" must be a list of this model'):
+        read_pairs(written(tmp_path, [PAIRS[1], row]), RowEncoder(lm, 64, "drop"))
+
+
+def test_whether_an_example_is_finished_is_true_or_false(lm, tmp_path):
+    with pytest.raises(DataError, match='row 1: "finished" must be true or false, got 0'):
+        read_examples(written(tmp_path, [{"prompt": "a", "completion": " b", "finished": 0}]), RowEncoder(lm, 64))
 
 
 def test_a_completion_ends_unless_it_was_cut(lm, tmp_path):
@@ -192,6 +209,72 @@ def test_a_killed_run_goes_on_and_a_finished_one_only_reports(path, tmp_path):
         train_on_preferences(rows, dpo(), settings(path, tmp_path / "other"))
 
 
+def test_a_finished_run_is_merged_when_that_is_asked_for_later(path, tmp_path):
+    rows, out = written(tmp_path, PAIRS), tmp_path / "out"
+    report = train_on_preferences(rows, dpo(), settings(path, out), sampled_prompts=0)
+    assert train_on_preferences(rows, dpo(), settings(path, out, merged=True), sampled_prompts=0) == report
+    train_on_preferences(rows, dpo(), settings(path, tmp_path / "at once", merged=True), sampled_prompts=0)
+    weights = [(place / "merged" / "model.safetensors").read_bytes() for place in (out, tmp_path / "at once")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_begins_anew_leaves_nothing_of_the_earlier_one(path, tmp_path):
+    rows, out = written(tmp_path, PAIRS), tmp_path / "out"
+    train_reward_model(rows, settings(path, out, steps=1, merged=True))
+    assert (out / "reward_head.safetensors").exists() and (out / "merged").exists()
+
+    def stop(what, done, of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_preferences(rows, slic(), settings(path, out, overwrite=True), sampled_prompts=0, progress=stop)
+    assert {p.name for p in out.iterdir()} <= {"run.json", "before.json", "reference_logprobs.jsonl", "metrics.jsonl"}
+
+
+def test_a_reward_model_of_another_tokenizer_judges_nothing(path, tmp_path):
+    rows = written(tmp_path, PAIRS)
+    train_reward_model(rows, settings(path, tmp_path / "reward", steps=1))
+    reward = open_reward(str(tmp_path / "reward"))
+    other = str(write_tiny_llama(tmp_path / "other.gguf", vocab=340))
+    for work in (
+        lambda: write_pairs(rows, tmp_path / "pairs.jsonl", reward, model=other, max_tokens=2),
+        lambda: train_on_preferences(rows, dpo(), settings(other, tmp_path / "out"), reward=reward),
+    ):
+        with pytest.raises(DataError, match="reads another tokenizer's ids"):
+            work()
+
+
+def test_settings_that_cannot_be_together_are_refused(path, tmp_path):
+    with pytest.raises(ValueError, match="give one of both"):
+        settings(path, tmp_path / "out", lora=None, adapter=tmp_path / "sft")
+    with pytest.raises(ValueError, match="choose another folder for --out"):
+        settings(path, tmp_path / "sft", adapter=tmp_path / "sft")
+    with pytest.raises(ValueError, match='need loss="eisl", got "cross-entropy"'):
+        train_on_examples("rows.jsonl", settings(path, tmp_path / "out"), eisl=EditInvariantSettings())
+    with pytest.raises(CapabilityError, match="is not installed"):  # before the model is loaded
+        train_on_examples("rows.jsonl", settings("nothing.gguf", tmp_path / "out", trackers=("aim", "dvclive")))
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(path, tmp_path):
+    resource = pytest.importorskip("resource")
+    with Policy(path, LoraSettings(rank=4, alpha=8)) as policy:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            for save in (policy.save_adapter, policy.save_merged):
+                with pytest.raises(DataError, match=r"cannot write to .*File too large"):
+                    save(tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_rows_that_are_learned_and_reported_on_are_said(path, tmp_path):
+    said = []
+    rows = written(tmp_path, PAIRS + PAIRS)
+    train_on_preferences(rows, slic(), settings(path, tmp_path / "out", steps=1), sampled_prompts=0, say=said.append)
+    assert "of 4 rows of the report are learned, too" in said[0]
+
+
 def test_sft_then_preferences_from_its_adapter(path, tmp_path):
     examples = written(tmp_path, [{"prompt": w, "completion": " sat on"} for w in WORDS], "sft.jsonl")
     report = train_on_examples(examples, settings(path, tmp_path / "sft", steps=12))
@@ -227,6 +310,7 @@ def test_a_reward_model_judges_samples_that_become_pairs(path, tmp_path):
 def test_all_weights_and_an_estimate(path, tmp_path):
     rows = written(tmp_path, PAIRS)
     told = train_on_preferences(rows, dpo(), settings(path, tmp_path / "e"), only_estimate=True)
+    assert not (tmp_path / "e").exists()
     assert told["estimate"]["seconds"] > 0 and told["estimate"]["memory_bytes"] > 1e5
     report = train_on_preferences(rows, dpo(), settings(path, tmp_path / "full", steps=2, lora=None), sampled_prompts=0)
     assert report["steps"] == 2 and (tmp_path / "full" / "merged" / "model.safetensors").exists()

@@ -39,24 +39,22 @@ def settings(path, out, steps=5, **more):
     return RunSettings(path, out, training, **given)
 
 
-NUMBERS = {"max_tokens": 6, "refresh": 2, "drawn": 4, "noise": 0.2}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [LoraSettings(rank=4, alpha=8), None])
 def test_a_stopped_run_goes_on_and_its_model_deletes(path, examples, tmp_path, lora):
     backspace = load_local(path, runtime="torch").tokenizer.vocab_size - 1
-    method = {"backspace": backspace, **NUMBERS}
-    whole = train_with_backspace(examples, method, settings(path, tmp_path / "whole", lora=lora))
+    method = sequence_match_settings({"refresh": 2, "drawn": 4, "noise": 0.2}, TrainingSettings(steps=1))
+    given = {"backspace": backspace, "max_tokens": 6}
+    whole = train_with_backspace(examples, method, settings(path, tmp_path / "whole", lora=lora), **given)
 
     def stop(what, done, of):
         if what == "steps" and done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_with_backspace(examples, method, settings(path, tmp_path / "o", lora=lora), progress=stop)
+        train_with_backspace(examples, method, settings(path, tmp_path / "o", lora=lora), progress=stop, **given)
     said = []
-    again = train_with_backspace(examples, method, settings(path, tmp_path / "o", lora=lora), say=said.append)
+    again = train_with_backspace(examples, method, settings(path, tmp_path / "o", lora=lora), say=said.append, **given)
     assert any("goes on" in line for line in said)
     assert again["losses"] == whole["losses"] and again["after"] == whole["after"] and len(whole["losses"]) == 5
     files = [(tmp_path / name / "merged" / "model.safetensors").read_bytes() for name in ("whole", "o")]
@@ -78,6 +76,7 @@ def test_the_verb_refuses_in_one_line(path, examples, tmp_path, capsys):
         (["-s", "backspace=<nothing>"], "got '<nothing>'"),
         (["-s", "alhpa=1"], 'no setting alhpa; did you mean "alpha"'),
         (["-s", "backspace=9", "--adapter", "sft"], "goes on from a whole model"),
+        (["-s", "backspace=9", "--reward", "length"], "learns from examples alone"),
     ):
         assert run([*given, *more]) != 0 and said in " ".join(capsys.readouterr().err.split())
 
@@ -92,7 +91,8 @@ def test_settings_and_tokens(path):
 
 def test_a_text_that_holds_the_backspace_is_named_by_its_row(path, examples, tmp_path):
     token = load_local(path, runtime="torch").tokenizer.encode(" sat")[0]
+    method = sequence_match_settings({}, TrainingSettings(steps=1))
     with pytest.raises(DataError, match=r"rows.jsonl: row \d+ holds the backspace"):
-        train_with_backspace(examples, {"backspace": token}, settings(path, tmp_path / "out"))
+        train_with_backspace(examples, method, settings(path, tmp_path / "out"), backspace=token)
     with pytest.raises(CapabilityError, match="no --shard"):
-        train_with_backspace(examples, {"backspace": token}, settings(path, tmp_path / "out", shard=True))
+        train_with_backspace(examples, method, settings(path, tmp_path / "out", shard=True), backspace=token)

@@ -81,6 +81,13 @@ def test_the_verb_trains_on_own_samples(path, prompts, tmp_path, capsys):
         assert run([*given, *more]) != 0 and said in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_report_without_prompts_is_empty(path, prompts, tmp_path):
+    online = online_settings("online_ipo", {"max_tokens": 4})
+    given = settings(path, tmp_path / "out", steps=1)
+    report = train_on_own_samples(prompts, online, given, reward=LengthReward(), sampled_prompts=0)
+    assert report["before"] == report["after"] == {} and "NaN" not in (tmp_path / "out" / "report.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [

@@ -13,12 +13,11 @@ from tiny_torch import tiny_module
 import likely
 from likely.alignment.scores import (
     Completion,
-    TokenBatch,
     completion_scores,
     normalise,
     takes_masks,
 )
-from likely.training.logprobs import SelectedLogprobs, sequence_logprobs
+from likely.training.logprobs import SelectedLogprobs, TokenBatch, sequence_logprobs
 
 TEXTS = [Completion((1, 2, 3), (4, 5)), Completion((7,), (8, 9, 10, 11, 12)), Completion((5, 6, 7, 8), (9,))]
 
@@ -54,7 +53,7 @@ def test_numbers_are_those_of_lm_score(tmp_path):
 def test_padding_changes_nothing(side):
     module = tiny_module("llama")
     alone = torch.cat([completion_scores(module, [text]).sum for text in TEXTS])
-    batch = TokenBatch.of(TEXTS)
+    batch = TokenBatch.of([text.marked for text in TEXTS])
     ids, seen, scored = batch.input_ids.clone(), batch.attention_mask.clone(), batch.completion_mask.clone()
     if side == "left":
         for i, text in enumerate(TEXTS):
@@ -81,7 +80,7 @@ def test_a_shared_prompt_is_computed_once_with_the_same_numbers(name):
     (shared.sum * weights).sum().backward()
     gradients = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    batch = TokenBatch.of(texts)
+    batch = TokenBatch.of([text.marked for text in texts])
     apart = sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
     (apart.sum * weights).sum().backward()
     torch.testing.assert_close(shared.token_logprobs, apart.token_logprobs, atol=1e-5, rtol=0)
@@ -133,7 +132,7 @@ def test_normalisers():
 
 
 def test_what_cannot_be_scored_is_refused():
-    module, batch = tiny_module("llama"), TokenBatch.of(TEXTS)
+    module, batch = tiny_module("llama"), TokenBatch.of([text.marked for text in TEXTS])
     nothing = torch.zeros_like(batch.completion_mask)
     with pytest.raises(ValueError, match="row 0: the completion mask shows no token"):
         sequence_logprobs(module, batch.input_ids, batch.attention_mask, nothing)

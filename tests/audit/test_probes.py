@@ -28,6 +28,7 @@ from likely.audit.probes import (
     probe_of,
     probe_queue,
     question_cases,
+    read_probes,
     save_template,
     screen_probe,
     write_probes,
@@ -123,6 +124,18 @@ def vote_all(queue, votes):
             queue.vote(annotator, item, {"relevance": rating(i), "diversity": rating(i)})
 
 
+def test_lines_that_are_no_probes_are_named(tmp_path):
+    file, probe = tmp_path / "probes.jsonl", {"case": "q0", "number": 0, "text": "x", "failed": [], "origin": {}}
+    file.write_text(f'{json.dumps({"kind": "probes"})}\n{json.dumps(probe)}\n')
+    assert [found.case for found in read_probes(file)] == ["q0"]
+    file.write_text(f'{json.dumps(probe)}\n{json.dumps({"id": "q1", "text": "y"})}\n')
+    with pytest.raises(DataError, match=r"probes.jsonl:2: no probe"):
+        read_probes(file)
+    file.write_text('{"kind": "probes"}\n')
+    with pytest.raises(DataError, match=r"holds no probes"):
+        read_probes(file)
+
+
 def test_a_template_is_frozen_by_people_who_agree(tmp_path):
     probes = write_probes(Writer(), CASES, n=2)
     queue = probe_queue(tmp_path / "queue.jsonl", CASES, probes)
@@ -212,6 +225,7 @@ def test_copies_of_the_question_change_nothing(style):
     assert report.finding("answers", "accuracy, the question alone").value == 1
     assert report.finding("answers", "Brier score, pooled less alone").value == pytest.approx(0)
     assert report.finding("answers", "AUROC of dispersion for wrong answers").value is None
+    assert report.verdicts[1].endswith("cannot be said: all answers are right, or all wrong.")
     if style == "letters":
         orders = {tuple(f["order"]) for r in records for f in r.variants.values()}
         assert len(orders) > 2  # the options stand in other orders, and likelihoods come back in the case's

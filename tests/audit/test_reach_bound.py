@@ -113,6 +113,25 @@ def test_a_real_layer_with_rotary_positions_and_grouped_heads_obeys_it():
             assert row.output_norm == pytest.approx(np.linalg.norm(plain))
 
 
+def test_the_outputs_of_heads_with_biases_are_those_of_the_model():
+    torch = pytest.importorskip("torch")
+    from tiny_torch import tiny_module
+
+    from likely.audit.reach import attention_report
+
+    module, state = tiny_module("qwen2"), [5, 9, 20, 31]
+    layer = module.model.layers[0].self_attn
+    with torch.no_grad():
+        for part in (layer.q_proj, layer.k_proj, layer.v_proj):
+            part.bias.normal_(generator=torch.Generator().manual_seed(0))
+    seen = []
+    hook = layer.o_proj.register_forward_pre_hook(lambda part, args: seen.append(args[0][0, -1]))
+    report = [row for row in attention_report(module, state, [1]) if row.layer == 0]
+    hook.remove()
+    norms = seen[0].unflatten(0, (len(report), -1)).norm(dim=1).tolist()
+    assert [row.output_norm for row in report] == pytest.approx(norms, rel=1e-4)
+
+
 def test_models_that_are_built_differently_are_refused():
     pytest.importorskip("torch")
     from tiny_torch import tiny_module

@@ -50,6 +50,12 @@ def test_cells_cannot_break_a_table():
     assert len(table.splitlines()) == 3 and "\\|" in table
 
 
+def test_counts_have_no_decimals_and_measured_values_have():
+    assert Finding("a", "rank", 576.0, unit="dimensions").text() == "576 dimensions"
+    assert Finding("a", "error", 0.25, unit="nats").text() == "0.250 nats"
+    assert Finding("a", "flip rate", 1.0, 0.8, 1.0, "share").text() == "1.000 [0.800, 1.000] share"
+
+
 def test_findings_by_name():
     assert REPORT.finding("a", "gain").n == 9
     with pytest.raises(KeyError):

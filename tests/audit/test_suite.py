@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from likely.audit.standard import (
     spread_records,
     standard_part,
     told_cases,
+    told_report,
 )
 from likely.errors import CapabilityError, DataError, LikelyError
 from likely.show.audits import audit_page
@@ -40,12 +43,26 @@ def refuse(at):
     raise CapabilityError("torch is not installed")
 
 
+@pytest.mark.parametrize(
+    ("low", "said"), [(0.5, "Nothing: it reads"), (-0.5, "in 3 cases it does not show that it uses")]
+)
+def test_what_few_cases_cannot_show_is_not_claimed(low, said):
+    found = [Finding(name, "gain given none", 1.0, low, 2.0, "nats", 3) for name in TOLD]
+    passages, digits = told_report(replace(report("Told"), findings=found)).advice
+    assert said in passages and digits.endswith("mislead it does not show in 3 cases.")
+
+
 def test_a_summary_says_what_was_found_what_to_do_and_what_was_not_run():
     said = []
     suite = AuditSuite([part("one", lambda at: report("One")), part("two", refuse)], ["three: not asked for"])
     summary, one = suite.run(None, header=HEADER, said=said.append)
     assert one.title == "One" and summary.title == "Audit of toy"
     assert summary.verdicts == ["One: It does."] and summary.advice == ["One: Look twice."]
+    calm = AuditSuite(
+        [part("calm", lambda at: replace(report("Calm"), advice=["Nothing: it is well."])), suite.parts[0]]
+    )
+    advice = calm.run(None, header=HEADER)[0].advice
+    assert advice == ["One: Look twice.", "Calm: Nothing: it is well."]  # what is to be done comes first
     assert [f.quantity for f in summary.findings] == ["a: figure 0", "a: figure 1", "a: figure 2"]
     assert summary.reading[0] == "Asked with: one: 3 cases." and any("nats" in line for line in summary.reading)
     assert summary.caveats[:2] == ("Not run: three: not asked for", "Not run: two: torch is not installed")

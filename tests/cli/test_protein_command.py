@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_what_is_refused_before_anything_is_trained(place, tmp_path, capsys):
     assert "no protein.json" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_goes_on(place, tmp_path):
+def test_a_run_that_was_stopped_goes_on(place, tmp_path, capsys):
     """Stopped in stage 2: stage 1 is not trained again, and the result is the same."""
     settings = ProteinRun(str(place / "rows.jsonl"), rank=2, epochs=(1, 2), batch=2)
 
@@ -101,8 +102,12 @@ def test_a_run_that_was_stopped_goes_on(place, tmp_path):
         return train_proteins(place / "tiny.gguf", out, settings, say=said.append, progress=progress), said
 
     whole, _ = train(tmp_path / "whole")
+    assert "shards" not in capsys.readouterr().err  # transformers' own bars
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=4)
+    other = replace(settings, lr=1e-3)  # what stage 1 learned belongs to the run that was stopped
+    with pytest.raises(DataError, match=r"an unfinished run with another lr \(0.0002, now 0.001\)"):
+        train_proteins(place / "tiny.gguf", tmp_path / "cut", other)
     again, said = train(tmp_path / "cut")
     assert len(said) == 1 and said[0].startswith("stage 2")
     assert again["stage2"]["record"]["last_loss"] == pytest.approx(whole["stage2"]["record"]["last_loss"], abs=1e-6)

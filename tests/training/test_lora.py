@@ -38,28 +38,25 @@ def items_of(lm, pairs):
 
 def test_the_loss_is_that_of_transformers(lm):
     items = items_of(lm, PAIRS)
-    total, count = 0.0, 0
+    total = 0.0
     for item in items:
         ids = torch.tensor([item.tokens])
         labels = ids.clone()
         labels[0, : item.start] = -100
-        n = len(item.tokens) - item.start
-        total += lm.runtime.module(input_ids=ids, labels=labels).loss.item() * n
-        count += n
-    assert answer_loss(lm.runtime.module, items).item() == pytest.approx(total / count, abs=1e-5)
+        total += lm.runtime.module(input_ids=ids, labels=labels).loss.item() * (len(item.tokens) - item.start)
+    assert answer_loss(lm.runtime.module, items).item() == pytest.approx(total, abs=1e-4)
 
 
 def test_the_loss_is_the_score(lm):
     scored = lm.score_pairs(PAIRS)
-    expected = -sum(s.sequence_logprob for s in scored) / sum(len(s.token_ids) for s in scored)
-    assert answer_loss(lm.runtime.module, items_of(lm, PAIRS)).item() == pytest.approx(expected, abs=1e-5)
+    expected = -sum(s.sequence_logprob for s in scored)
+    assert answer_loss(lm.runtime.module, items_of(lm, PAIRS)).item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_padding_changes_nothing(lm):
     module, items = lm.runtime.module, items_of(lm, PAIRS)
-    sizes = [len(i.tokens) - i.start for i in items]
     alone = [answer_loss(module, [item]).item() for item in items]
-    assert answer_loss(module, items).item() == pytest.approx(np.average(alone, weights=sizes), abs=1e-5)
+    assert answer_loss(module, items).item() == pytest.approx(sum(alone), abs=1e-4)
 
 
 def test_prompts_give_no_gradient(lm):

@@ -57,6 +57,12 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert losses == whole and all(map(torch.equal, found, expected))
 
 
+def test_a_checkpoint_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write .*state"):
+        run(2, tmp_path / "file" / "state")
+
+
 def test_another_recipe_or_another_file_is_refused(tmp_path):
     path = tmp_path / "state.safetensors"
     run(2, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -77,8 +78,11 @@ def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
 
 
 def test_one_that_is_not_installed_is_named(tmp_path):
-    with pytest.raises(CapabilityError, match='no tracker "nothing" is installed'):
+    with pytest.raises(ValueError, match=r'unknown tracker "nothing" .*tensorboard'):
         open_trackers(["nothing"], tmp_path)
+    absent = next(name for name in ("dvclive", "clearml", "aim") if find_spec(name) is None)
+    with pytest.raises(CapabilityError, match=f"{absent} is not installed. Run: pip install {absent}"):
+        open_trackers([absent], tmp_path)
 
 
 def test_tensorboard_files_are_written(tmp_path):

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from likely.alignment.scores import Completion, TokenBatch
+from likely.alignment.scores import Completion
 from likely.errors import CapabilityError, DataError
 from likely.io.linear_regex import LinearRegex
 from likely.io.whole_file import replacing, write_whole_file
 from likely.metrics.checks import Floats
 from likely.scoring.likelihood import score_pairs
+from likely.training.logprobs import TokenBatch
 from likely.training.lora import HasRuntime
 
 HEAD, SETTINGS = "reward_head.safetensors", "reward_model.json"
@@ -47,6 +48,13 @@ def rewards_of(reward: Reward, completions: Seq[Completion], *, first_row: int =
         row = int((np.isnan(values) | (values == np.inf)).argmax())
         raise DataError(f"row {row + first_row}: the reward is {values[row]}, it must be a number below infinity")
     return values
+
+
+def check_tokens(reward: Reward | None, tokenizer: str) -> None:
+    """DataError for a reward model that reads ids of another tokenizer than the one with this fingerprint."""
+    made_for = getattr(reward, "tokenizer", "")
+    if made_for and made_for != tokenizer:
+        raise DataError("the reward model reads another tokenizer's ids: train it on the model whose texts it judges")
 
 
 # --- rewards of text --------------------------------------------------------------------------------------------------
@@ -173,7 +181,8 @@ class RewardModel:
 
     def values(self, completions: Seq[Completion]) -> Tensor:
         """(N,) rewards with gradients, in one batch."""
-        batch = TokenBatch.of(completions, device=next(self.module.parameters()).device)
+        device = next(self.module.parameters()).device
+        batch = TokenBatch.of([completion.marked for completion in completions], device=device)
         return self.batch_values(batch) - self.offset
 
     def batch_values(self, batch: TokenBatch) -> Tensor:

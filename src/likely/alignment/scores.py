@@ -17,7 +17,7 @@ from torch import Tensor
 from likely.errors import check_choice
 from likely.io.hashes import fingerprint
 from likely.io.kept import KeptValues
-from likely.training.logprobs import SelectedLogprobs, SequenceScores, inner_module, sequence_logprobs
+from likely.training.logprobs import SelectedLogprobs, SequenceScores, inner_module, text_logprobs
 from likely.training.policy import Policy
 from likely.training.processes import is_sharded
 
@@ -55,26 +55,10 @@ class Completion:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.tokens)
 
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """N texts of at most T tokens, padded on the right: input_ids (N, T), attention_mask and completion_mask (N, T)."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-
-    @classmethod
-    def of(cls, completions: Seq[Completion], *, device: torch.device | str = "cpu") -> TokenBatch:
-        """Prompts and completions behind each other; padding is id 0, which no mask shows."""
-        longest = max(map(len, completions))
-        ids = torch.zeros(len(completions), longest, dtype=torch.long)
-        seen, scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-        for i, completion in enumerate(completions):
-            start, stop = len(completion.prompt), len(completion)
-            ids[i, :stop] = torch.tensor([*completion.prompt, *completion.tokens])
-            seen[i, :stop], scored[i, start:stop] = 1, True
-        return cls(ids.to(device), seen.to(device), scored.to(device))
+    @property
+    def marked(self) -> tuple[tuple[int, ...], list[bool]]:
+        """(ids of prompt and completion, which of them are scored): the completion's."""
+        return (*self.prompt, *self.tokens), [i >= len(self.prompt) for i in range(len(self))]
 
 
 def alike(completion: Completion) -> tuple[int, tuple[int, ...], int]:
@@ -101,9 +85,7 @@ def completion_scores(module: torch.nn.Module, completions: Seq[Completion]) -> 
         rows = packed_rows(list(map(len, packed)))
         if _tokens(rows, list(map(len, packed))) < len(completions) * max(map(len, completions)):
             return packed_scores(module, packed, rows, (len(completions), max(map(len, completions)) - 1))
-    device = next(module.parameters()).device
-    batch = TokenBatch.of(completions, device=device)
-    return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
+    return text_logprobs(module, [completion.marked for completion in completions])
 
 
 def takes_masks(module: torch.nn.Module) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from likely.alignment.scores import Completion, PackedText, packed_rows, packed_scores, takes_masks
-from likely.training.logprobs import SequenceScores, sequence_logprobs
+from likely.training.logprobs import SequenceScores, text_logprobs
 from likely.training.loop import LossOutput
 
 LossOn = Literal["completion", "assistant", "all"]
@@ -61,14 +61,7 @@ def text_scores(module: torch.nn.Module, texts: Seq[MaskedText]) -> SequenceScor
         if len(rows) < len(texts):
             documents = [_document(i, text) for i, text in enumerate(texts)]
             return packed_scores(module, documents, rows, (len(texts), longest - 1))
-    ids = torch.zeros(len(texts), longest, dtype=torch.long)
-    seen, scored = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-    for i, text in enumerate(texts):
-        n = len(text)
-        ids[i, :n], seen[i, :n] = torch.tensor(text.tokens), 1
-        scored[i, 1:n] = torch.tensor(text.scored[1:])
-    device = next(module.parameters()).device
-    return sequence_logprobs(module, ids.to(device), seen.to(device), scored.to(device))
+    return text_logprobs(module, [(text.tokens, text.scored) for text in texts])
 
 
 def _document(number: int, text: MaskedText) -> PackedText:

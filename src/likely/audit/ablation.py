@@ -268,6 +268,9 @@ def ablation_report(
             "-0.69 half as likely, 0 no change.",
             "Good: the whole interval of a gain lies above 0, and so does that over a control. Bad: it reaches 0, so "
             "the model may as well not have read the segment, or lies below 0, so that the segment misleads it.",
+            "A name is that of the segments in the prompt; none: none of those that are switched"
+            + "".join(f"; {kind}, in a segment's place: {CONTROLS[kind]}" for kind in dict(ablation.controls))
+            + ".",
         ),
         advice=advice,
     )
@@ -286,11 +289,12 @@ def _verdict(segment: str, findings: Sequence[Finding], spoils: Sequence[str]) -
     for kind in spoils:
         over = next(f for f in findings if f.quantity == f"gain over its {kind}")
         if over.low is not None and over.low <= 0:
+            other = CONTROLS[kind]  # type: ignore[index]
             said = (
-                f"{segment} is noise beyond what its {kind} keeps: it gains {alone.text()} alone, "
-                f"and is ahead of its {kind} by no more than {over.text()}."
+                f"{segment} is noise beyond its form: it gains {alone.text()} alone, and {other} in its place does as "
+                f"well (difference {over.text()})."
             )
-            return said, f"Look at what {segment} says: its {kind} does as well, so the gain is not due to its content."
+            return said, f"Look at what {segment} says: {other} does as well, so the gain is not due to its content."
     return f"{segment} is used: it gains {alone.text()} alone.", f"Keep {segment} in the prompt."
 
 

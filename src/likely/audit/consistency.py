@@ -132,7 +132,7 @@ def consistency_report(
     ]
     for quantity, first, second, unit in (
         ("accuracy gained by pooling", single_right, pooled_right, "share"),
-        ("Brier score, pooled less alone", single_brier, pooled_brier, "squared"),
+        ("Brier score, pooled less alone", single_brier, pooled_brier, ""),
     ):
         gap = paired_difference(first.astype(float), second.astype(float), resamples=resamples)
         findings.append(Finding("answers", quantity, gap.mean, gap.low, gap.high, unit, n))
@@ -157,6 +157,8 @@ def consistency_report(
         if rate.value is not None else "No question has a probe that passed the screens.",
         f"Its inconsistent answers are wrong more often (AUROC {error.text()})."
         if error.low is not None and error.low > 0.5
+        else f"Whether inconsistent answers are wrong more often cannot be said: {error.note}."
+        if error.value is None
         else f"Inconsistency does not tell which answers are wrong (AUROC {error.text()}).",
     ]  # fmt: skip
     if without:

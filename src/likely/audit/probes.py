@@ -266,8 +266,11 @@ def probe_of(record: Mapping[str, Any], where: str = "record") -> Probe:
 
 
 def read_probes(path: Path) -> list[Probe]:
-    """The probes of a file that likely audit probes make wrote."""
-    return [probe_of(line.record, f"{path}:{line.number}") for line in read_lines(path) if "line" in line.record]
+    """The probes of a file that likely audit probes make wrote; DataError for a line that is none."""
+    lines = [line for line in read_lines(path) if line.number > 1 or "case" in line.record]  # the first is the header
+    if not lines:
+        raise DataError(f"{path} holds no probes: likely audit probes make writes them")
+    return [probe_of(line.record, f"{path}:{line.number}") for line in lines]
 
 
 def load_template(path: Path) -> ProbeTemplate:

@@ -24,11 +24,12 @@ class Finding:
     note: str = ""
 
     def text(self, digits: int = 3) -> str:
-        """As in "0.734 [0.702, 0.765] nats"."""
+        """As in "0.734 [0.702, 0.765] nats"; a count, as in "576 dimensions"."""
         if self.value is None:
             return self.note or "not defined"
         ends = "" if self.low is None or self.high is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
-        return f"{self.value:.{digits}f}{ends}{f' {self.unit}' if self.unit else ''}"
+        value = f"{self.value:.{0 if not ends and float(self.value).is_integer() else digits}f}"
+        return f"{value}{ends}{f' {self.unit}' if self.unit else ''}"
 
 
 @dataclass(frozen=True)

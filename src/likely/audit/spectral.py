@@ -169,11 +169,13 @@ def spectral_report(found: SpectralReport, *, header: Mapping[str, Any]) -> Audi
     return AuditReport(
         f"Spectrum of the hidden states: {found.model}, {layer}",
         "How many directions do the model's hidden states really use?",
-        [f"The states of {text.tokens} tokens spread over {rank:.0f} of {text.dimensions} dimensions as evenly as they "
-         "would over all of those (effective rank)."],
+        [f"The states of {text.tokens} tokens vary as much as if they were spread evenly over {rank:.0f} of "
+         f"{text.dimensions} dimensions (effective rank)."],
         findings, header, [asdict(one) for one in found.texts], (), CAVEATS,
         ("No value is good or bad by itself. Compare a checkpoint with an earlier one on the same texts: a collapse of "
-         "the effective rank or the entropy says that states have become alike.",),
+         "the effective rank or the entropy says that states have become alike.",
+         "Matrix entropy lies between 0 (one direction) and 1 (all alike). MNN is the matrix nuclear norm, the sum of "
+         "the lengths of the D longest columns of the N tokens' states; D is the smaller of N and the dimensions."),
         ("Keep these numbers beside the model, and measure again after training or compression; what was lost in "
          "likelihood is told by likely compare.",),
     )  # fmt: skip

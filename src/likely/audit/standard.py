@@ -130,9 +130,10 @@ def told_report(report: AuditReport) -> AuditReport:
     reads, misled = (gained.low or 0.0) > 0, (noise.high or 0.0) < 0
     advice = [
         "Nothing: it reads the passage that it is given." if reads
-        else "Do not rely on passages in its prompt (retrieval, documents): it does not use even a plain one.",
+        else f"Do not rely on passages in its prompt (retrieval, documents): in {gained.n} cases it does not "
+        "show that it uses even a plain one.",
         "Keep what does not matter out of its prompts: random digits make its right answers less likely." if misled
-        else "Nothing: random digits beside the question do not mislead it.",
+        else f"Nothing: that random digits beside the question mislead it does not show in {noise.n} cases.",
     ]  # fmt: skip
     title = "Passages and noise: does it use what it is told, and pass over random digits?"
     return replace(report, title=title, advice=advice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,9 @@ def exposure_part(*, seed: int = 0) -> AuditPart:
             runtime = at.runtime
             size = hidden_size_of(runtime)
             texts = random_texts(runtime, size + 100, seed=seed)
-            return exposure_report(measure_runtime(runtime, texts, hidden_size=size, seed=seed), header=own)
+            found = exposure_report(measure_runtime(runtime, texts, hidden_size=size, seed=seed), header=own)
+            question = "Were all its log-probabilities returned: how much of the model, and of a prompt, do they tell?"
+            return replace(found, question=question)
 
         return at.kept("exposure", {"seed": seed}, make)
 
@@ -285,7 +287,10 @@ def summary(
             "Below, each audit says what was asked, what it found, what to do, and which values are good or bad; then "
             "all figures, one row per case, and cases to look at, whose tokens are coloured by how likely they were.",
         ),
-        advice=[f"{_short(report)}: {line}" for report in reports for line in report.advice],
+        advice=sorted(  # what is to be done comes first
+            (f"{_short(report)}: {line}" for report in reports for line in report.advice),
+            key=lambda line: ": Nothing" in line,
+        ),
     )  # fmt: skip
 
 

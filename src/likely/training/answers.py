@@ -126,7 +126,7 @@ def train_lora(
         )
 
         def loss(chosen: Seq[Item]) -> LossOutput:
-            return LossOutput(answer_loss(policy.module, chosen) * sum(map(_answered, chosen)))
+            return LossOutput(answer_loss(policy.module, chosen))
 
         losses = fit(
             policy, items, loss, settings, weight=_answered, length=lambda item: len(item.tokens), progress=progress
@@ -163,22 +163,11 @@ def answer_items(tokenizer: Tokenizer, pairs: Seq[tuple[str, str]], context: int
 
 
 def answer_loss(module: torch.nn.Module, items: Seq[Item]) -> torch.Tensor:
-    """Mean of −log p(token | all before it) over the answers' tokens, nats; prompts give no loss.
+    """Σ −log p(token | all before it) over the answers' tokens, nats; prompts give no loss."""
+    from likely.training.logprobs import text_logprobs
 
-    Texts are padded on the right, where a causal model does not look; positions count from each text's first token.
-    """
-    import torch
-
-    from likely.training.logprobs import sequence_logprobs
-
-    longest = max(len(item.tokens) for item in items)
-    ids, seen, answer = (torch.zeros(len(items), longest, dtype=torch.long) for _ in range(3))
-    for i, item in enumerate(items):
-        n = len(item.tokens)
-        ids[i, :n], seen[i, :n], answer[i, item.start : n] = torch.tensor(item.tokens), 1, 1
-    device = next(module.parameters()).device
-    scores = sequence_logprobs(module, ids.to(device), seen.to(device), answer.to(device))
-    return -scores.sum.sum() / scores.length.sum()
+    marked = [(item.tokens, [i >= item.start for i in range(len(item.tokens))]) for item in items]
+    return -text_logprobs(module, marked).sum.sum()
 
 
 def _answered(item: Item) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from likely.errors import DataError
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import write_for_user
 from likely.training.processes import share_of, whole
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Checkpoints:
             "recipe": self.recipe, "losses": losses, "numbers": numbers, "groups": found["param_groups"],
             "schedule": None if schedule is None else _plain(schedule.state_dict()),
         }  # fmt: skip
-        write_whole_file(self.path, save(tensors, {"training": json.dumps(about)}))
+        write_for_user(self.path, save(tensors, {"training": json.dumps(about)}))
 
     def restore(self, optimizer: Optimizer, schedule: LRScheduler | None) -> list[float]:
         """Take up the state of the file; gives the losses of the steps that are done, [] where there is no file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,37 @@ class SequenceScores:
     def mean(self) -> Tensor:
         """(N,) nats per token."""
         return self.sum / self.length
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N texts of at most T tokens, padded on the right: input_ids (N, T), attention_mask and completion_mask (N, T)."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    completion_mask: Tensor
+
+    @classmethod
+    def of(
+        cls, texts: Sequence[tuple[Sequence[int], Sequence[bool]]], *, device: torch.device | str = "cpu"
+    ) -> TokenBatch:
+        """Of (token ids, which of them are scored); padding is id 0, which no mask shows."""
+        longest = max(len(tokens) for tokens, _ in texts)
+        ids = torch.zeros(len(texts), longest, dtype=torch.long)
+        seen, marked = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for i, (tokens, scored) in enumerate(texts):
+            n = len(tokens)
+            ids[i, :n], seen[i, :n], marked[i, :n] = torch.tensor(tokens), 1, torch.tensor(scored)
+        return cls(ids.to(device), seen.to(device), marked.to(device))
+
+
+def text_logprobs(
+    module: torch.nn.Module, texts: Sequence[tuple[Sequence[int], Sequence[bool]]]
+) -> SequenceScores:  # fmt: skip
+    """`sequence_logprobs` of (token ids, which of them are scored), padded on the right, where a causal model does not
+    look."""
+    batch = TokenBatch.of(texts, device=next(module.parameters()).device)
+    return sequence_logprobs(module, batch.input_ids, batch.attention_mask, batch.completion_mask)
 
 
 def sequence_logprobs(

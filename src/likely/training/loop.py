@@ -37,9 +37,10 @@ class TrainingDiverged(FloatingPointError, ValueError):
     """A loss or a parameter is no longer a finite number."""
 
     def __init__(self, what: str, optimizer: Optimizer):
+        group = optimizer.param_groups[0]
         super().__init__(
-            f"training ran away: {what} (learning_rate {optimizer.param_groups[0]['lr']:g}): lower the learning rate, "
-            f"or scale the inputs"
+            f"training ran away: {what} (learning_rate {group.get('initial_lr', group['lr']):g}): lower the learning "
+            f"rate, or scale the inputs"
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from likely.errors import CapabilityError, DataError, needs
+from likely.errors import CapabilityError, DataError, check_choice, needs
 from likely.io.whole_file import write_whole_file
 
 
@@ -61,28 +61,34 @@ class MetricsLog:
             tracker.finish()
 
 
-def open_trackers(names: Sequence[str], folder: Path, *, run: str = "likely") -> list[Tracker]:
+def tracker_classes(names: Sequence[str]) -> list[Any]:
     """accelerate's trackers by name ("tensorboard", "wandb" ...), and those that `register_tracker_class` added.
 
-    Their files, if any, lie in `folder`.
+    CapabilityError for one that is not installed.
     """
     if not names:
         return []
     with needs("accelerate", "train"):
-        from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
         from accelerate.utils import LoggerType
-    PartialState()
+    known = list(map(str, LOGGER_TYPE_TO_CLASS))
     have = [str(name) for name in get_available_trackers()]
     have += [name for name in LOGGER_TYPE_TO_CLASS if name not in LoggerType.list()]
-    opened: list[Tracker] = []
     for name in names:
+        check_choice("tracker", name, known)
         if name not in have:
-            known = ", ".join(sorted(map(str, LOGGER_TYPE_TO_CLASS)))
-            raise CapabilityError(
-                f'no tracker "{name}" is installed (installed: {", ".join(have) or "none"}; accelerate knows: {known})'
-            )
-        kind = LOGGER_TYPE_TO_CLASS[name]
+            raise CapabilityError(f"{name} is not installed. Run: pip install {name.replace('_', '-')}")
+    return [LOGGER_TYPE_TO_CLASS[name] for name in names]
+
+
+def open_trackers(names: Sequence[str], folder: Path, *, run: str = "likely") -> list[Tracker]:
+    """The trackers of these names, started; their files, if any, lie in `folder`."""
+    kinds, opened = tracker_classes(names), list[Tracker]()
+    if kinds:
+        from accelerate import PartialState
+
+        PartialState()
+    for kind in kinds:
         tracker = kind(run, str(folder)) if kind.requires_logging_directory else kind(run)
         tracker.start()
         opened.append(tracker)

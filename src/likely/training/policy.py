@@ -182,7 +182,8 @@ class Policy:
 
         place, base = Path(folder), str((about or {}).get("model", ""))
         self.module.peft_config[TRAINED].base_model_name_or_path = base
-        self.module.save_pretrained(str(place), selected_adapters=[TRAINED], save_embedding_layers=False)
+        with writing(place):
+            self.module.save_pretrained(str(place), selected_adapters=[TRAINED], save_embedding_layers=False)
         (place / "README.md").unlink(missing_ok=True)  # peft's form of a model card, not filled in
         record = {**(about or {}), "base_revision": self.base_revision, "tokenizer": self.tokenizer.fingerprint}
         write_whole_file(place / ABOUT, json.dumps(record, indent=1).encode())  # last: it says that the rest is there
@@ -195,7 +196,7 @@ class Policy:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         runtime = self.lm.runtime
-        with self.merged() as module, quiet():
+        with self.merged() as module, quiet(), writing(place):
             module.save_pretrained(str(place), safe_serialization=True)
             save_tokenizer(self.tokenizer, place, context_length=runtime.context_length)  # type: ignore[arg-type]
 
@@ -258,6 +259,17 @@ class Policy:
             "reference": self.reference_revision, "lora": None if self.lora is None else asdict(self.lora),
             "adapter": self.adapter is not None,
         }  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """DataError, in one line, where a library cannot write its files: a full disk, say."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write to {place}: {error}") from None
 
 
 def check_untied(module: torch.nn.Module, names: Sequence[str]) -> None:

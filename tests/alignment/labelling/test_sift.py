@@ -210,8 +210,11 @@ def test_only_own_folders_are_removed(tmp_path):
     for place in (mine, strange):
         place.mkdir()
     (mine / RECIPE).write_text(json.dumps({}))
+    (strange / "thesis.tex").touch()
     remove_labeller(mine)
     remove_labeller(tmp_path / "missing")
+    (tmp_path / "begun").mkdir()
+    remove_labeller(tmp_path / "begun")
     assert not mine.exists()
     with pytest.raises(DataError, match="left alone"):
         remove_labeller(strange)

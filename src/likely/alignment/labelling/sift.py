@@ -34,7 +34,7 @@ from likely.io.hashes import fingerprint
 from likely.io.jsonl import read_lines
 from likely.io.whole_file import write_whole_file
 from likely.training.fit import STATE, TrainingSettings, fit
-from likely.training.logprobs import sequence_logprobs
+from likely.training.logprobs import text_logprobs
 from likely.training.loop import LossOutput
 from likely.training.policy import LoraSettings, Policy
 
@@ -90,16 +90,7 @@ def training_prompts(
 
 def response_loss(module: torch.nn.Module, prompts: Sequence[PromptWithTargets]) -> torch.Tensor:
     """Σ −log p(token | all before it) over the target tokens of all prompts, nats; gradients flow to the module."""
-    import torch
-
-    device = next(module.parameters()).device
-    longest = max(len(p.tokens) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    seen, targets = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
-    for i, one in enumerate(prompts):
-        n = len(one.tokens)
-        ids[i, :n], seen[i, :n], targets[i, :n] = torch.tensor(one.tokens), 1, torch.tensor(one.targets)
-    return -sequence_logprobs(module, ids.to(device), seen.to(device), targets.to(device)).sum.sum()
+    return -text_logprobs(module, [(one.tokens, one.targets) for one in prompts]).sum.sum()
 
 
 def train_labeller(
@@ -201,6 +192,8 @@ def remove_labeller(folder: str | Path) -> None:
     """Remove a folder that `train_labeller` wrote or began; DataError for any other."""
     place = Path(folder)
     if not place.exists():
+        return
+    if place.is_dir() and not any(place.iterdir()):  # a run that was stopped before its first checkpoint
         return
     if not place.is_dir() or not ((place / RECIPE).exists() or (place / STATE).exists()):
         raise DataError(f"{place} was not made by likely align label train, and is left alone: choose another folder")

@@ -72,15 +72,18 @@ class ProteinModel:
 
     def save(self, folder: str | Path) -> None:
         """Weights, tokenizer and record in a folder that `likely.load` and transformers open too."""
+        from likely.runtimes.torch.pretrained import quiet
         from likely.tokenizers.files import save_tokenizer
         from likely.tokenizers.huggingface import HFTokenizer
+        from likely.training.policy import writing
 
         if not isinstance(self.tokenizer, HFTokenizer) or not hasattr(self.runtime, "module"):
             raise DataError("only a model on the torch runtime with a tokenizer.json can be saved")
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         (place / ABOUT).unlink(missing_ok=True)
-        self.runtime.module.save_pretrained(str(place), safe_serialization=True)
+        with quiet(), writing(place):
+            self.runtime.module.save_pretrained(str(place), safe_serialization=True)
         save_tokenizer(self.tokenizer, place, context_length=self.runtime.context_length)
         own = self.format
         settings = {"tokens": own.tokens, "alphabet": own.alphabet, "replacements": dict(own.replacements)}

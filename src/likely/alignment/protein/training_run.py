@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,13 @@ from likely.alignment.protein.model import ProteinModel
 from likely.alignment.protein.recipe import EMBEDDINGS, StageSettings, stage1, stage2
 from likely.alignment.protein.rows import ProteinRow, balanced, read_proteins, with_superfamily
 from likely.errors import DataError
+from likely.io.hashes import fingerprint
+from likely.io.whole_file import write_for_user
 from likely.training.lora import HasRuntime
 from likely.training.policy import LoraSettings
 
 Stages = Literal["both", "1", "2"]
-UNFINISHED = "unfinished"  # folder within the target while it is made
+UNFINISHED, RECIPE = "unfinished", "run.json"  # folder within the target while it is made, and what it depends on
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,6 @@ def train_proteins(
     rows = balanced(rows, run.most) if run.most else rows
     test = read_proteins(run.test, superfamily=run.superfamily) if run.test else []
     work = out / UNFINISHED
-    work.mkdir(parents=True, exist_ok=True)
     finished = work / "stage1"
     report: dict[str, Any] = {"data": run.data, "proteins": len(rows), "stages": run.stages}
 
@@ -82,6 +84,9 @@ def train_proteins(
         now.format.checked(row.sequence, row.where)
     if run.stages != "1":
         with_superfamily(rows, now.format.superfamily_text)
+    base = str(model) if isinstance(model, str | Path) else model.runtime.revision
+    told = {**asdict(run), "model": base, "content": fingerprint([(r.sequence, r.superfamily) for r in rows])}
+    _begin(work, json.loads(json.dumps(told)), overwrite)
     report["before"] = quality(now, test)
     if run.stages != "2":
         if (finished / "protein.json").exists():
@@ -103,6 +108,20 @@ def train_proteins(
     now.save(out)
     shutil.rmtree(work)
     return report
+
+
+def _begin(work: Path, told: dict[str, Any], overwrite: bool) -> None:
+    """Write what the run depends on, or check it against what was begun there."""
+    if overwrite:
+        shutil.rmtree(work, ignore_errors=True)
+    known = json.loads((work / RECIPE).read_text("utf-8")) if (work / RECIPE).exists() else told
+    for name in told:
+        if known.get(name) != told[name]:
+            raise DataError(
+                f"{work.parent} holds an unfinished run with another {name} ({known.get(name)}, now {told[name]}): "
+                f"choose another folder or --overwrite"
+            )
+    write_for_user(work / RECIPE, json.dumps(told, indent=1).encode())
 
 
 def quality(model: ProteinModel, rows: Sequence[ProteinRow]) -> dict[str, float]:

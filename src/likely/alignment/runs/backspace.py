@@ -30,7 +30,6 @@ from likely.training.fit import TrainingSettings
 from likely.training.loop import LossOutput
 
 METHOD = "sequence_match"
-OF_THE_RUN = ("steps", "batch", "learning_rate", "weight_decay", "clip", "warm_up", "precision", "seed")
 SAMPLED_PROMPTS = 32  # of the report
 
 
@@ -39,16 +38,21 @@ def sequence_match_settings(given: Mapping[str, Any], training: TrainingSettings
 
     After its warm-up the learning rate is constant, and a batch is computed in one piece.
     """
-    known = [f.name for f in fields(SequenceMatchSettings) if f.name not in OF_THE_RUN]
+    told = _of_the_run(training)
+    known = [f.name for f in fields(SequenceMatchSettings) if f.name not in told]
     for name in given:
         if name not in known:
             more = ["backspace", "max_tokens", *known]
             raise ValueError(f"{METHOD} has no setting {name}{nearest(name, more)} (it has: {', '.join(more)})")
-    return SequenceMatchSettings(
-        steps=training.steps, batch=training.batch, learning_rate=training.lr, weight_decay=training.weight_decay,
-        clip=training.clip, warm_up=max(1, round(training.warmup * training.steps)), precision=training.precision,
-        seed=training.seed, **given,
-    )  # fmt: skip
+    return SequenceMatchSettings(**told, **given)
+
+
+def _of_the_run(training: TrainingSettings) -> dict[str, Any]:
+    return {
+        "steps": training.steps, "batch": training.batch, "learning_rate": training.lr,
+        "weight_decay": training.weight_decay, "clip": training.clip, "precision": training.precision,
+        "warm_up": max(1, round(training.warmup * training.steps)), "seed": training.seed,
+    }  # fmt: skip
 
 
 def backspace_of(tokenizer: Tokenizer, given: Any) -> int:
@@ -64,9 +68,11 @@ def backspace_of(tokenizer: Tokenizer, given: Any) -> int:
 
 def train_with_backspace(
     examples: Path | str,
-    method: Mapping[str, Any],
+    method: SequenceMatchSettings,
     settings: RunSettings,
     *,
+    backspace: str | int,
+    max_tokens: int = 48,
     test: Path | str | None = None,
     sampled_prompts: int = SAMPLED_PROMPTS,
     only_estimate: bool = False,
@@ -75,39 +81,36 @@ def train_with_backspace(
 ) -> dict[str, Any]:
     """Train a model by SequenceMatch on rows {"prompt", "completion"}; returns the report, which is in the folder, too.
 
-    method   "backspace", a token by text or id; "max_tokens" of the model's own texts, 48; and numbers of
-             `SequenceMatchSettings`
-    test     rows of the report; None: a held-out share of the file
+    method     the numbers of SequenceMatch; what `settings.training` says, too (steps, batch ...), is taken from there
+    backspace  a token that no text needs, by its text or id;  max_tokens: of the model's own texts
+    test       rows of the report; None: a held-out share of the file
     The folder's merged/ is a whole model, since the backspace's row of the embedding changes.  The same call on the
     same folder goes on where it was stopped; one that is finished gives its report.
     """
-    numbers = dict(method)
-    given, max_tokens = numbers.pop("backspace", None), numbers.pop("max_tokens", 48)
     if not isinstance(max_tokens, int) or max_tokens < 1:
         raise ValueError(f"max_tokens must be a whole number >= 1, got {max_tokens!r}")
-    sequence_match_settings(numbers, settings.training)
     if settings.adapter is not None or settings.shard:
         raise CapabilityError(f"{METHOD} goes on from a whole model, in one process: --model sft/merged, no --shard")
 
     def prepare(lm: Loaded, settings: RunSettings) -> RunSettings:
-        backspace = backspace_of(lm.tokenizer, given)
-        initialise_backspace(lm.runtime.module, backspace)  # type: ignore[attr-defined]
-        lora = None if settings.lora is None else replace(settings.lora, trained_tokens=(backspace,))
+        number = backspace_of(lm.tokenizer, backspace)
+        initialise_backspace(lm.runtime.module, number)  # type: ignore[attr-defined]
+        lora = None if settings.lora is None else replace(settings.lora, trained_tokens=(number,))
         return replace(settings, lora=lora)
 
     with Run.open(settings, say, prepare) as run:
         if run.processes.size > 1:
             raise CapabilityError(f"{METHOD} draws its own texts in one process: start it without torchrun")
-        backspace, ends = backspace_of(run.encoder.tokenizer, given), run.encoder.tokenizer.end_ids
+        number, ends = backspace_of(run.encoder.tokenizer, backspace), run.encoder.tokenizer.end_ids
         training, held = run.divide(examples, read_examples, test)
         for file, texts in ((examples, training), (examples if test is None else test, held)):
             for text in texts:
-                if backspace in text.tokens:
-                    raise DataError(f"{file}: row {text.row} holds the backspace {given!r}, which no text may hold")
-        chosen = sequence_match_settings(numbers, run.settings.training)
+                if number in text.tokens:
+                    raise DataError(f"{file}: row {text.row} holds the backspace {backspace!r}, which no text may hold")
+        chosen = replace(method, **_of_the_run(run.settings.training))
         data = [Trajectory(c.prompt, c.tokens, c.finished) for c in completions_of(training, ends)]
         about = {
-            "method": METHOD, "settings": {**asdict(chosen), "backspace_id": backspace, "max_tokens": max_tokens},
+            "method": METHOD, "settings": {**asdict(chosen), "backspace_id": number, "max_tokens": max_tokens},
             "data": data_of(examples, len(training)), "test": None if test is None else data_of(test, len(held)),
         }  # fmt: skip
         if not only_estimate and (finished := run.begin(about)) is not None:
@@ -115,7 +118,7 @@ def train_with_backspace(
             return finished
 
         def trial(batch: Seq[Trajectory]) -> LossOutput:
-            trees = to_trees([*batch, *batch], backspace_id=backspace)  # as many texts of its own
+            trees = to_trees([*batch, *batch], backspace_id=number)  # as many texts of its own
             is_data = torch.arange(len(trees)) < len(batch)
             return sequence_match_loss(tree_logits(run.policy.module, trees), trees, is_data)
 
@@ -132,12 +135,12 @@ def train_with_backspace(
             found = text_report(run.policy, held)
             if prompts:
                 run.policy.refresh()
-                found["samples"] = _own_texts(run, prompts, max_tokens, ends, backspace)
+                found["samples"] = _own_texts(run, prompts, max_tokens, ends, number)
             return found
 
         before = run.once(BEFORE, report)
         learned = train_sequence_match(
-            run.policy.module, data, chosen, max_tokens=max_tokens, end_ids=ends, backspace_id=backspace,
+            run.policy.module, data, chosen, max_tokens=max_tokens, end_ids=ends, backspace_id=number,
             folder=run.out, recipe={"reference": run.policy.reference_revision, "lora": run.policy.recipe()["lora"]},
             checkpoint_every=run.settings.training.checkpoint_every, log=run.log(),
             progress=steps_of(progress, chosen.steps),

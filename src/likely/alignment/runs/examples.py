@@ -11,7 +11,7 @@ from typing import Any, Literal
 from likely.alignment.edit_invariant.own_outputs import EditInvariantSettings, OwnOutputs
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import text_report
-from likely.alignment.runs.rows import RowEncoder, TooManyTokens, read_rows, row_field
+from likely.alignment.runs.rows import RowEncoder, TooManyTokens, flag, read_rows, row_field
 from likely.alignment.scores import Completion
 from likely.alignment.sft import LOSS_ON, LossOn, MaskedText, sft_loss
 from likely.errors import CapabilityError, DataError, check_choice
@@ -29,7 +29,7 @@ def train_on_examples(
     *,
     loss_on: LossOn = "completion",
     loss: SftLoss = "cross-entropy",
-    eisl: EditInvariantSettings = EditInvariantSettings(),  # noqa: B008 - frozen
+    eisl: EditInvariantSettings | None = None,
     test: Path | str | None = None,
     only_estimate: bool = False,
     say: Say = lambda line: None,
@@ -40,22 +40,26 @@ def train_on_examples(
     loss_on  "completion": the completion, of a conversation its last turn;  "assistant": every turn of the assistant;
              "all": every token
     loss     "eisl": the edit-invariant loss of noisy completions along the model's own greedy outputs, with settings
-             `eisl`; for a model that was fine-tuned by cross-entropy before (`settings.adapter`).  The estimate counts
-             the passes with gradients, not the writing
+             `eisl` or its defaults; for a model that was fine-tuned by cross-entropy before (`settings.adapter`).  The
+             estimate counts the passes with gradients, not the writing
     test     rows of the report; None: a held-out share of the file
     The same call on the same folder goes on where it was stopped; one that is finished gives its report.
     """
     check_choice("loss_on", loss_on, LOSS_ON)
     check_choice("loss", loss, SFT_LOSSES)
+    if eisl is not None and loss != "eisl":
+        raise ValueError(f'settings of the edit-invariant loss (--cross-entropy) need loss="eisl", got "{loss}"')
     if loss == "eisl" and loss_on != "completion":
         raise ValueError(f'loss="eisl" compares whole completions: loss_on must be "completion", got "{loss_on}"')
     if loss == "eisl" and settings.shard:
         raise CapabilityError('loss="eisl" writes texts of its own, which a sharded model does not: leave out --shard')
+    noise = (eisl or EditInvariantSettings()) if loss == "eisl" else None
     with Run.open(settings, say) as run:
         training, held = run.divide(examples, partial(read_examples, loss_on=loss_on), test)
         steps = run.settings.training
         about = {
-            "method": "sft", "settings": {"loss_on": loss_on, "loss": loss}, "data": data_of(examples, len(training)),
+            "method": "sft", "data": data_of(examples, len(training)),
+            "settings": {"loss_on": loss_on, "loss": loss, **({} if noise is None else asdict(noise))},
             "test": None if test is None else data_of(test, len(held)),
         }  # fmt: skip
         if not only_estimate and (finished := run.begin(about)) is not None:
@@ -71,9 +75,9 @@ def train_on_examples(
             return {**about, "estimate": asdict(expected), **run.rows_left_out()}
         before = run.once(BEFORE, lambda: text_report(run.policy, held))
         watched = steps_of(progress, steps.steps)
-        if loss == "eisl":
+        if noise is not None:
             noisy = completions_of(training, run.policy.tokenizer.end_ids)
-            own = OwnOutputs(run.policy, noisy, eisl, seed=steps.seed)
+            own = OwnOutputs(run.policy, noisy, noise, seed=steps.seed)
             losses = fit(
                 run.policy, noisy, own.loss, steps, length=own.length, expand=own.expand, folder=run.out,
                 recipe={**about, **own.recipe}, processes=run.processes, log=run.log(),
@@ -123,8 +127,9 @@ def read_examples(
         else:
             asked, answer, name = row_field(line, "prompt", where), row_field(line, "completion", where), "completion"
         prompt = encoder.prompt(asked, where, row)
-        finished = record.get("finished", True) is True
-        completion = encoder.completion(asked, prompt, answer, name, where, finished=finished)
+        completion = encoder.completion(
+            asked, prompt, answer, name, where, finished=flag(record, "finished", where)
+        )  # fmt: skip
         return MaskedText.of(completion, whole=loss_on == "all", row=row)
 
     return read_rows(path, encoder, read, limit)

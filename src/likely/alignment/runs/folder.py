@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -14,6 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from likely.alignment.rewards import HEAD
+from likely.alignment.rewards import SETTINGS as REWARD_SETTINGS
 from likely.alignment.runs.rows import RowEncoder, TooLong
 from likely.alignment.scores import Completion, ReferenceSums
 from likely.alignment.sequence_match.training import OWN_TEXTS
@@ -24,8 +28,8 @@ from likely.models.load import Loaded, load_local
 from likely.runtimes.machine import free_bytes
 from likely.training.fit import STATE, TrainingSettings
 from likely.training.loop import LossOutput
-from likely.training.metrics_log import MetricsLog, open_trackers
-from likely.training.policy import LoraSettings, Policy
+from likely.training.metrics_log import MetricsLog, open_trackers, tracker_classes
+from likely.training.policy import ABOUT, LoraSettings, Policy
 from likely.training.processes import Processes
 
 T = TypeVar("T")
@@ -34,6 +38,7 @@ RunProgress = Callable[[str, int, int], None]  # what is done, how many of how m
 REPORT, RECIPE, LOG, REFERENCE, BEFORE, MERGED = (
     "report.json", "run.json", "metrics.jsonl", "reference_logprobs.jsonl", "before.json", "merged",
 )  # fmt: skip
+WEIGHTS = ("adapter_model.safetensors", "adapter_config.json")  # as peft names them
 SHOWN_ROWS = 12  # numbers of rows in one line
 
 
@@ -71,6 +76,10 @@ class RunSettings:
             raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
         if self.epochs < 0:
             raise ValueError(f"epochs must be >= 0, got {self.epochs}")
+        if self.adapter is not None and self.lora is None:
+            raise ValueError("all weights are trained (--full), or an adapter goes on (--adapter): give one of both")
+        if self.adapter is not None and self.adapter.resolve() == self.out.resolve():
+            raise ValueError(f"{self.out} is the adapter that the run goes on from: choose another folder for --out")
 
     def with_steps(self, rows: int) -> TrainingSettings:
         if not self.epochs:
@@ -100,6 +109,7 @@ class Run:
         prepare  what changes the model before adapters are added, and gives the settings for it
         """
         _check_folder(settings)
+        tracker_classes(settings.trackers)
         options = {} if settings.threads is None else {"threads": settings.threads}
         lm = load_local(settings.model, runtime="torch", **options)  # type: ignore[arg-type]
         if settings.threads is not None:
@@ -143,15 +153,27 @@ class Run:
                         f"{_short(wanted.get(name))}): choose another folder or --overwrite"
                     )
             if (self.out / REPORT).exists():
+                if self.settings.merged and self.processes.first and not (self.out / MERGED).exists():
+                    self._merge()
                 return _read(self.out / REPORT)
             if (self.out / STATE).exists():
                 self.say(f"{self.out}: a run that was stopped goes on")
         elif self.processes.first:
-            for name in (REPORT, STATE, LOG, BEFORE, OWN_TEXTS):
+            _make_folder(self.out)
+            for name in (REPORT, STATE, LOG, BEFORE, OWN_TEXTS, ABOUT, *WEIGHTS, HEAD, REWARD_SETTINGS):
                 (self.out / name).unlink(missing_ok=True)
+            shutil.rmtree(self.out / MERGED, ignore_errors=True)
             self._write(RECIPE, whole)
         self.processes.wait()
         return None
+
+    def _merge(self) -> None:
+        """Write merged/ of a run that was finished without it."""
+        self.policy.close()
+        self.policy = Policy(self.lm, None, adapter=self.out)
+        unfinished = self.out / f"{MERGED}.part"
+        self.policy.save_merged(unfinished)
+        unfinished.rename(self.out / MERGED)
 
     def log(self) -> MetricsLog:
         trackers = open_trackers(self.settings.trackers, self.out) if self.processes.first else []
@@ -226,6 +248,9 @@ class Run:
             held = [row for i, row in enumerate(rows) if i in out]
         if not training or not held:
             raise DataError(f"{path}: {len(rows)} rows are too few to train on some and hold out others: give --test")
+        learned = {_content(row) for row in training}
+        if both := sum(_content(row) in learned for row in held):
+            self.say(f"{both} of {len(held)} rows of the report are learned, too: it looks better than it is")
         self.settings = replace(self.settings, training=self.settings.with_steps(len(training)))
         return training, held
 
@@ -315,10 +340,21 @@ def _check_folder(settings: RunSettings) -> None:
         raise DataError(f"{out} is a file: --out names a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / RECIPE).exists() and not settings.overwrite:
         raise DataError(f"{out} holds something else than a training run: choose another folder or --overwrite")
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"cannot write to {out}: {there} is {'read-only' if there.is_dir() else 'a file'}")
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot make the folder {out}: {error.strerror or error}") from None
+
+
+def _content(row: Any) -> str:
+    """What a row says, wherever it stands in its file."""
+    return repr(replace(row, row=0))
 
 
 def _read(path: Path) -> dict[str, Any]:

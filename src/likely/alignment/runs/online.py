@@ -10,7 +10,7 @@ from typing import Any
 
 from likely.alignment.labellers import RewardDifference
 from likely.alignment.online.training import OnlinePreferences, OnlineSettings, train_online
-from likely.alignment.rewards import Reward
+from likely.alignment.rewards import Reward, check_tokens
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import sample_report
 from likely.alignment.runs.rows import read_prompts
@@ -38,7 +38,7 @@ def online_settings(method: str, settings: Mapping[str, Any]) -> OnlineSettings:
 
 def train_on_own_samples(
     prompts: Path | str,
-    online: OnlineSettings,
+    method: OnlineSettings,
     settings: RunSettings,
     *,
     reward: Reward,
@@ -52,7 +52,7 @@ def train_on_own_samples(
     """Train a model on completions that it draws itself; returns the report, which is in the folder, too.
 
     prompts   JSONL of {"prompt"}, other fields are ignored;  test: those of the report, None: a held-out share
-    online    the method, and what is drawn
+    method    and what is drawn
     reward    judges: p(first ≻ second) = σ((r_first - r_second) / scale)
     settings  batch and piece of `training` count prompts and pairs
     only_estimate  what it would take, and nothing else
@@ -63,25 +63,26 @@ def train_on_own_samples(
     if settings.shard:
         raise CapabilityError("a sharded model draws no samples: leave out --shard")
     with Run.open(settings, say) as run:
+        check_tokens(reward, run.encoder.tokenizer.fingerprint)
         training, held = run.divide(prompts, read_prompts, test)
         steps = run.settings.training
         about = {
-            "method": online.method,
-            "settings": {**asdict(online), "tau": online.strength, "beta": online.mixture_weight, "scale": scale},
+            "method": method.method,
+            "settings": {**asdict(method), "tau": method.strength, "beta": method.mixture_weight, "scale": scale},
             "data": data_of(prompts, len(training)), "test": None if test is None else data_of(test, len(held)),
         }  # fmt: skip
         judge = RewardDifference(reward, scale)
         if not only_estimate and (finished := run.begin(about)) is not None:
             run.say(f"{run.out}: this run is finished, here is its report")
             return finished
-        trial = OnlinePreferences(run.policy, judge, online, steps.seed)
+        trial = OnlinePreferences(run.policy, judge, method, steps.seed)
 
         def drawn_loss(batch: Seq[Prompt]) -> LossOutput:
             run.policy.refresh()
             return trial.loss(trial.pairs(0, batch))
 
         expected = estimate(
-            run, training, drawn_loss, steps, lambda p: len(p.tokens) + online.samples * online.max_tokens,
+            run, training, drawn_loss, steps, lambda p: len(p.tokens) + method.samples * method.max_tokens,
         )  # fmt: skip
         trial.close()
         run.say(expected.line())
@@ -90,15 +91,17 @@ def train_on_own_samples(
         reference = run.reference([], progress)
 
         def report(before: dict[str, Any] | None = None) -> dict[str, Any]:
+            if not sampled_prompts:
+                return {}
             samples = sample_report(
-                run.policy, held[:sampled_prompts], reference, max_tokens=online.max_tokens, seed=0, reward=reward,
+                run.policy, held[:sampled_prompts], reference, max_tokens=method.max_tokens, seed=0, reward=reward,
                 before=None if before is None else before["samples"],
             )  # fmt: skip
             return {"samples": samples}
 
         before = run.once(BEFORE, report)
         losses = train_online(
-            run.policy, training, judge, steps, online, folder=run.out, recipe=about, processes=run.processes,
+            run.policy, training, judge, steps, method, folder=run.out, recipe=about, processes=run.processes,
             log=run.log(), progress=steps_of(progress, steps.steps),
         )  # fmt: skip
         return run.finish(

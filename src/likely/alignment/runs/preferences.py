@@ -11,7 +11,7 @@ import torch
 
 from likely.alignment.labellers import PreferencePair
 from likely.alignment.methods import PreferenceMethod, pair_batch_loss
-from likely.alignment.rewards import Reward
+from likely.alignment.rewards import Reward, check_tokens
 from likely.alignment.runs.folder import BEFORE, Run, RunProgress, RunSettings, Say, data_of, estimate, steps_of
 from likely.alignment.runs.report import preference_report, sample_report
 from likely.alignment.runs.rows import read_pairs
@@ -44,6 +44,7 @@ def train_on_preferences(
     The same call on the same folder goes on where it was stopped; one that is finished gives its report.
     """
     with Run.open(settings, say) as run:
+        check_tokens(reward, run.encoder.tokenizer.fingerprint)
         training, held = run.divide(pairs, read_pairs, test)
         steps = run.settings.training
         about = {

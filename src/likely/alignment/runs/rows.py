@@ -118,11 +118,16 @@ class RowEncoder:
 
     def given(self, record: Mapping[str, Any], name: str, prompt: Prompt, where: str) -> Completion:
         """A completion by the ids that the row holds, such as a sample that `likely align pairs` wrote."""
-        ids, finished = record[f"{name}_ids"], record.get(f"{name}_finished", True)
-        whole = isinstance(ids, list) and all(isinstance(i, int) and 0 <= i < self.tokenizer.vocab_size for i in ids)
-        if not whole or not ids or not isinstance(finished, bool):
-            raise DataError(f'{where}: "{name}_ids" must be a list of this model\'s token ids, at least one')
+        ids, finished = self.given_ids(record, f"{name}_ids", where), flag(record, f"{name}_finished", where)
         return self.fitted(prompt, ids, str(record.get(name, "")), finished, name, where)
+
+    def given_ids(self, record: Mapping[str, Any], name: str, where: str) -> list[int]:
+        """A row's field of token ids."""
+        ids = record.get(name)
+        whole = isinstance(ids, list) and all(type(i) is int and 0 <= i < self.tokenizer.vocab_size for i in ids)
+        if not whole or not ids:
+            raise DataError(f'{where}: "{name}" must be a list of this model\'s token ids, at least one')
+        return list(ids)
 
     def check_tokenizer(self, record: Mapping[str, Any], where: str) -> None:
         """DataError where the row's ids are another tokenizer's."""
@@ -203,9 +208,9 @@ def _pair(encoder: RowEncoder, line: Line, where: str) -> PreferencePair:
     asked = row_field(line, "prompt", where)
     if "chosen_ids" in record:
         encoder.check_tokenizer(record, where)
-        ids = record.get("prompt_ids")
-        if not isinstance(ids, list) or not ids or len(ids) >= encoder.max_length:
-            raise TooManyTokens(f'{where}: "prompt_ids" must be 1 to {encoder.max_length - 1} token ids')
+        ids = encoder.given_ids(record, "prompt_ids", where)
+        if len(ids) >= encoder.max_length:
+            raise TooManyTokens(f"{where}: the prompt has {len(ids)} tokens, max_length is {encoder.max_length}")
         prompt = Prompt(tuple(ids), asked if isinstance(asked, str) else "", row)
         first, second = (encoder.given(record, name, prompt, where) for name in ("chosen", "rejected"))
     else:
@@ -217,7 +222,7 @@ def _pair(encoder: RowEncoder, line: Line, where: str) -> PreferencePair:
                 row_field(line, name, where),
                 name,
                 where,
-                finished=record.get(f"{name}_finished", True) is True,
+                finished=flag(record, f"{name}_finished", where),
             )
             for name in ("chosen", "rejected")
         )
@@ -238,6 +243,14 @@ def row_field(line: Line, name: str, where: str) -> Any:
     if name not in line.record:
         raise DataError(f'{where}: field "{name}" is missing (found: {names_in(line.record)})')
     return line.record[name]
+
+
+def flag(record: Mapping[str, Any], name: str, where: str) -> bool:
+    """A row's field that is true where it is not there, such as whether a text ended by itself."""
+    value = record.get(name, True)
+    if not isinstance(value, bool):
+        raise DataError(f'{where}: "{name}" must be true or false, got {value!r}')
+    return value
 
 
 def read_rows(path: str | Path, encoder: RowEncoder, read: Any, limit: int | None = None) -> list[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from likely.alignment.labellers import Hardness, PreferencePair, RewardDifference
 from likely.alignment.pairing import Pairing, pairs_of
-from likely.alignment.rewards import Reward
+from likely.alignment.rewards import Reward, check_tokens
 from likely.alignment.runs.rows import RowEncoder, read_prompts
 from likely.alignment.sources import FromPolicy
 from likely.io.whole_file import write_for_user
@@ -42,6 +42,7 @@ def write_pairs(
     Rows hold text and ids: training takes the ids, since text that is tokenised again may have other ones.
     """
     lm = load_local(model, runtime="torch", **({} if threads is None else {"threads": threads}))  # type: ignore[arg-type]
+    check_tokens(reward, lm.tokenizer.fingerprint)
     encoder = RowEncoder(lm, min(max_length, lm.runtime.context_length), "drop")
     rows = read_prompts(prompts, encoder, limit=limit)
     source = FromPolicy(lm, n=n, temperature=temperature, top_k=top_k, max_tokens=max_tokens)

@@ -309,19 +309,21 @@ def exposure_report(found: ExposureReport, *, header: Mapping[str, Any]) -> Audi
         verdicts.append(
             f"Log-ratios span {found.rank} dimensions: the hidden size shows, and with it which model it is."
         )
+    never = "it cannot be computed from what is returned"
     rows = (
         ("log-ratios per call", found.log_ratios_per_call, "log-ratios"),
         ("calls for a whole vector", found.calls_per_vector, "calls"),
         ("information per call", found.bits_per_call, "bits"),
         ("rank", found.rank, "dimensions"),
-        ("fall behind the rank", found.gap, "factor"),
+        ("fall of the singular values behind the rank", found.gap, "factor"),
         ("largest error of unseen log-ratios", found.error_nats, "nats"),
     )
     return AuditReport(
         "Exposure: what log-probabilities give away",
         "How much of the model, and of a hidden prompt, can be computed from what the endpoint returns?",
         verdicts,
-        [Finding("endpoint", name, None if value is None else float(value), unit=unit, note="not measured")
+        [Finding("endpoint", name, None if value is None else float(value), unit=unit,
+                 note=never if name == "calls for a whole vector" else "not measured")
          for name, value, unit in rows],
         {**header, "calls": found.calls},
         caveats=("Exposure is what an attacker can know, not what one recovers: likely audit invert measures that.",),

@@ -136,6 +136,8 @@ def attention_report(module: Module, state: Sequence[int], ks: Sequence[int]) ->
                 0.0 if part.bias is None else float(part.bias.detach()[of].double().norm())
                 for part, of in ((attention.q_proj, own), (attention.k_proj, shared), (attention.v_proj, shared))
             )
+            bias = attention.v_proj.bias
+            always = 0.0 if bias is None else bias.detach()[shared].double().cpu().numpy()  # weights sum to 1
             for k in ks:
                 bound = attention_bound(
                     x, q[:, own], key[:, shared], value[:, shared], k, most_control_norm=most, scores=scores[head],
@@ -143,7 +145,7 @@ def attention_report(module: Module, state: Sequence[int], ks: Sequence[int]) ->
                 )  # fmt: skip
                 found.append(
                     HeadReport(
-                        number, head, k, float(bound.beta[-1]), float(np.linalg.norm(bound.output[-1])),
+                        number, head, k, float(bound.beta[-1]), float(np.linalg.norm(bound.output[-1] + always)),
                         float(bound.saturation[-1]),
                     )
                 )  # fmt: skip

@@ -65,6 +65,7 @@ def frontier(
     from likely.alignment.frontier.comparison import draw_frontier
     from likely.alignment.frontier.measure import frontier_record, sample_policy
     from likely.alignment.frontier.policies import compare_policies
+    from likely.alignment.rewards import check_tokens
     from likely.alignment.runs.reward import open_reward
     from likely.alignment.runs.rows import RowEncoder, read_prompts
     from likely.show.plot import FORMATS, render
@@ -79,6 +80,8 @@ def frontier(
     drawing: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed}
     with ExitStack() as stack:
         reference = stack.enter_context(flags.ModelFlags(model, runtime, threads=threads).open_local("scoring"))
+        for judge in rewards.values():
+            check_tokens(judge, reference.tokenizer.fingerprint)
         encoder = RowEncoder(reference, reference.runtime.context_length - max_tokens)
         rows = read_prompts(prompts, encoder, limit=limit)
         tick = stack.enter_context(progress(len(rows) * (reference_n + n * len(named)), "frontier", unit="completions"))

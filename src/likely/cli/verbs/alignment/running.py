@@ -31,8 +31,12 @@ class RunFlags:
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="Adapter to go on from; it is the reference, too.")
     ] = None
-    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Passes over the rows; 0: as --steps says.")] = 1.0
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the optimiser, with --epochs 0.")] = 100
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", min=0.0, help="Passes over the rows.  [default: 1, or as --steps says]")
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps of the optimiser, in place of --epochs.")
+    ] = None
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows of a step.")] = 8
     piece: Annotated[
         int, typer.Option("--piece", min=1, help="Rows in memory at one time; it does not change the numbers.")
@@ -81,13 +85,16 @@ class RunFlags:
         from likely.training.fit import TrainingSettings
         from likely.training.policy import LoraSettings
 
+        if self.steps is not None and self.epochs:
+            raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--steps")
+        epochs = 1.0 if self.steps is None and self.epochs is None else self.epochs or 0.0
         training = TrainingSettings(
-            self.steps, self.batch, self.piece, self.lr, decay=self.decay, precision=self.precision,
+            self.steps or 100, self.batch, self.piece, self.lr, decay=self.decay, precision=self.precision,
             checkpoint_every=self.checkpoint_every, seed=self.seed,
         )  # fmt: skip
         return RunSettings(
             self.model, self.out, training, None if self.full else LoraSettings(self.rank, self.alpha), self.adapter,
-            self.epochs, self.max_length, self.too_long, self.held_out, self.limit, self.merged, self.overwrite,
+            epochs, self.max_length, self.too_long, self.held_out, self.limit, self.merged, self.overwrite,
             self.threads, tuple(self.tracker or ()), self.shard,
         )  # fmt: skip
 

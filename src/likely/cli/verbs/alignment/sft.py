@@ -25,8 +25,9 @@ def sft(
         typer.Option("--loss", help="eisl: n-grams of noisy completions wherever they stand; go on from an --adapter."),
     ] = "cross-entropy",
     cross_entropy: Annotated[
-        float, typer.Option("--cross-entropy", min=0.0, help="With --loss eisl: weight of cross-entropy beside it.")
-    ] = 0.0,
+        float | None,
+        typer.Option("--cross-entropy", min=0.0, help="With --loss eisl: weight of cross-entropy beside it, or 0."),
+    ] = None,
 ) -> None:
     """Fine-tune a model on examples; the report is the perplexity of held-out rows before and after.
 
@@ -48,7 +49,7 @@ def sft(
     with bars() as progress:
         report = train_on_examples(
             examples, run.settings(), loss_on=loss_on, loss=loss,
-            eisl=EditInvariantSettings(cross_entropy=cross_entropy), test=run.test, only_estimate=run.estimate,
-            say=say, progress=progress,
+            eisl=None if cross_entropy is None else EditInvariantSettings(cross_entropy=cross_entropy),
+            test=run.test, only_estimate=run.estimate, say=say, progress=progress,
         )  # fmt: skip
     print_report(report, run)

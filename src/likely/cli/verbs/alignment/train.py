@@ -83,24 +83,28 @@ def train(
     from likely.alignment.runs.reward import open_reward
 
     given = parse_settings(settings)
-    judge = None if reward is None else open_reward(reward)
     if method == SEQUENCE_MATCH:
-        from likely.alignment.runs.backspace import train_with_backspace
+        from likely.alignment.runs.backspace import sequence_match_settings, train_with_backspace
 
+        if reward is not None:
+            raise typer.BadParameter(f"{method} learns from examples alone", param_hint="--reward")
+        own = {name: given.pop(name) for name in ("backspace", "max_tokens") if name in given}
+        told = run.settings()
         with bars() as progress:
             report = train_with_backspace(
-                pairs, given, run.settings(), test=run.test, sampled_prompts=prompts, only_estimate=run.estimate,
-                say=say, progress=progress,
+                pairs, sequence_match_settings(given, told.training), told, **{"backspace": None, **own},
+                test=run.test, sampled_prompts=prompts, only_estimate=run.estimate, say=say, progress=progress,
             )  # fmt: skip
         print_report(report, run)
         return
     if method in names("online_methods"):
         from likely.alignment.runs.online import online_settings, train_on_own_samples
 
-        if judge is None:
+        if reward is None:
             raise typer.BadParameter(f"{method} needs somebody who compares its samples", param_hint="--reward")
         scale = given.pop("scale", 1.0)
         online = online_settings(method, given)
+        judge = open_reward(reward)
         with bars() as progress:
             report = train_on_own_samples(
                 pairs, online, run.settings(), reward=judge, scale=scale, test=run.test, sampled_prompts=prompts,
@@ -109,6 +113,7 @@ def train(
         print_report(report, run)
         return
     chosen = make_method(method, given)
+    judge = None if reward is None else open_reward(reward)
     with bars() as progress:
         report = train_on_preferences(
             pairs, chosen, run.settings(), test=run.test, reward=judge, sampled_prompts=prompts,
