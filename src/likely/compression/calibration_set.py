@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import sys
 import sysconfig
@@ -167,7 +168,8 @@ def _file(path: Path) -> Iterator[str]:
                     if line.strip():
                         yield _text_of_record(parse_line(line, f"{path}:{number}"), f"{path}:{number}")
             else:
-                yield raw.read(MOST_CHARACTERS).decode("utf-8")
+                text = raw.read(MOST_CHARACTERS)  # its end may lie within a character
+                yield codecs.getincrementaldecoder("utf-8")().decode(text, final=len(text) < MOST_CHARACTERS)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
     except (OSError, EOFError) as error:
