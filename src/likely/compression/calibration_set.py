@@ -93,7 +93,8 @@ def texts_of(name: str, data_dir: str | Path | None = None) -> tuple[Iterator[st
     if path.is_file():
         return _file(path), str(path)
     if path.suffix or "/" in name:
-        raise DataError(f"{name} does not exist: give a text or JSONL file, a data set, or one of {', '.join(MADE)}")
+        wrong = "is not a file" if path.exists() else "does not exist"
+        raise DataError(f"{name} {wrong}: give a text or JSONL file, a data set, or one of {', '.join(MADE)}")
     set_name, _, split = name.partition(":")
     try:
         described = find_set(set_name, data_dir=data_dir)

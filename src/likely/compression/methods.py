@@ -262,7 +262,7 @@ def compress(
     def drawn(count: int, seed: int | None) -> CalibrationSet:
         if isinstance(calibration, CalibrationSet):
             return calibration
-        name = calibration or DEFAULT_CALIBRATION
+        name = DEFAULT_CALIBRATION if calibration is None else calibration
         return calibration_set(name, tokenizer, windows=count, length=length, seed=seed, data_dir=data_dir)
 
     trials = pruning.get("select_calibration", 1)
