@@ -361,8 +361,11 @@ def check_target(
 
 def _matrices_in(source: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of its matrices."""
-    found = read_folder(source) if source.is_dir() else {tensor.name: tensor for tensor in read_header(source).tensors}
-    return {name: tensor.shape for name, tensor in found.items() if len(tensor.shape) > 1}
+    if source.is_dir():
+        shapes = {name: entry.shape for name, entry in read_folder(source).items()}
+    else:
+        shapes = {tensor.name: tensor.shape for tensor in read_header(source).tensors}
+    return {name: shape for name, shape in shapes.items() if len(shape) > 1}
 
 
 def use_codes(module: torch.nn.Module, quantized: Codes) -> None:
