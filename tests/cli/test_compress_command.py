@@ -35,6 +35,8 @@ def test_errors_come_before_the_work(cli, wide, tmp_path):
         (("--method", "rnt", "--out", tmp_path / "a.gguf"), 'did you mean "rtn"'),
         (("--out", tmp_path / "nosuch" / "a.gguf"), "create it first"),
         (("--sparsity", "0.5", "--out", tmp_path / "a.gguf"), "no sparsity"),
+        (("--method", "gptq", "--calibration", "", "--out", tmp_path / "a.gguf"), 'no data set is called ""'),
+        (("--method", "gptq", "--calibration", tmp_path, "--out", tmp_path / "a.gguf"), "is not a file"),
         ((), "Missing option"),
     ):
         done = cli("compress", wide, *arguments)
@@ -78,6 +80,9 @@ def test_formats_of_keys_and_values_are_compared(cli, wide, tmp_path):
     for arguments, message in (
         (("--kv", "bfp12n80"), "do not divide"),
         (("--kv", "q4"), "bfp12"),
+        (("--kv", ""), "is not understood"),
+        (("--kv", "q8_0"), "a format of native and llamacpp"),
+        (("--kv", "bfp12", "--candidate-runtime", "recurrent"), "choose torch, native or llamacpp"),
         (("--k-sort",), "--kv bfp12"),
         (("--kv", "bfp12", "--k-sort", "--candidate-runtime", "llamacpp"), "torch and native"),
     ):

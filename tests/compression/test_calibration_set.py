@@ -65,6 +65,16 @@ def test_records_and_packed_files(tmp_path):
         calibration_set(bad, BYTES, windows=1, length=8)
 
 
+def test_a_long_file_may_be_cut_within_a_character(tmp_path, monkeypatch):
+    path = tmp_path / "long.txt"
+    path.write_bytes("né".encode() * 20)
+    monkeypatch.setattr("likely.compression.calibration_set.MOST_CHARACTERS", 32)  # after n and the half of é
+    assert words(calibration_set(path, BYTES, windows=2, length=15)) == ["né" * 5, "né" * 5]
+    path.write_bytes("né".encode()[:2])
+    with pytest.raises(DataError, match="not UTF-8"):
+        calibration_set(path, BYTES, windows=1, length=2)
+
+
 def test_equal_shares_of_a_mixture(text, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("x" * 400)

@@ -100,6 +100,35 @@ def test_smoothquant_and_mergequant_want_activations(model, reference):
         compress(model, method="smoothquant", scheme="w4g32", calibration=some(reference, 8, 32, 0))
 
 
+@pytest.mark.parametrize(
+    ("method", "scheme", "packed", "message"),
+    [
+        ("smoothquant", "w4g32", False, "w8a8"),
+        ("mergequant", "w4a4g32", False, "w4a4"),
+        ("mergequant", "w8a8-static", True, "w4a4"),
+        ("mergequant", "w1a8", False, "bits"),
+        ("gptq", "w4g96", False, "groups of 96 do not divide rows of 32"),
+        ("additive", "2x8g7", False, "groups of 7 do not divide"),
+        ("rtn", "w4g96-sym", True, "groups of 96 do not divide"),
+    ],
+)
+def test_a_scheme_that_cannot_be_is_refused_before_the_work(method, scheme, packed, message, model, tmp_path):
+    with pytest.raises((ValueError, CapabilityError), match=message):
+        check_target(model, tmp_path / "folder", method=method, scheme=scheme, overwrite=False, packed=packed)
+
+
+def test_additive_codes_have_no_place_in_a_gguf_file(model, tmp_path):
+    with pytest.raises(CapabilityError, match="leave out --packed"):
+        check_target(model, tmp_path / "x.gguf", method="additive", scheme="2x8", overwrite=False, packed=True)
+
+
+def test_codes_are_not_compressed_again(model, tmp_path):
+    compress(model, scheme="w4g32-sym").export(tmp_path / "codes", packed=True)
+    for target in ("x.gguf", "again"):
+        with pytest.raises(ModelError, match="holds codes already"):
+            check_target(tmp_path / "codes", tmp_path / target, method="rtn", scheme="w8", overwrite=False)
+
+
 def test_an_option_of_another_method_is_refused(model, reference):
     with pytest.raises(ValueError, match="gptq takes no alpha, which is an option of smoothquant"):
         compress(model, method="gptq", alpha=0.7, calibration=some(reference, 8, 32, 0))

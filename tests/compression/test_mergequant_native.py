@@ -13,6 +13,7 @@ from random_decoders import FAMILIES, calibration, random_decoder, windows
 from tiny_gguf import write_tiny_llama
 from tiny_torch import folder_of
 
+from likely.compression.architecture import open_module
 from likely.compression.mergequant.method import MergeQuant
 from likely.compression.methods import check_target, compress
 from likely.compression.packed_folder import merged_changes
@@ -60,6 +61,12 @@ def test_the_integer_path_is_the_simulated_model(name, other_inputs, tmp_path):
     ids = windows(4, 24)
     # tables of tokens have 8 bits there, and a code on the edge between two may fall to either side
     assert divergence(logits_of(module, ids), native_logits(folder, ids)) < 8e-3
+
+
+def test_its_codes_are_no_module(tmp_path):
+    _, folder = exported(tmp_path / "out", w_bits=4, a_bits=8)
+    with pytest.raises(CapabilityError, match="MergeQuant's codes, which only the native runtime runs"):
+        open_module(folder)
 
 
 def test_four_bits_are_nibbles_and_the_same_model(tmp_path):

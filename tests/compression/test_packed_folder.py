@@ -48,8 +48,9 @@ def test_the_folder_loads_and_gives_the_fake_quantised_logits(scheme, tmp_path):
 
 
 def test_schemes_without_a_place_are_refused():
-    with pytest.raises(CapabilityError, match="w4g64-sym"):
-        quantization_config(parse_scheme("w4g64"))
+    for scheme, instead in (("w4g64", "w4g64-sym"), ("w8-asym", "w8")):
+        with pytest.raises(CapabilityError, match=f"choose {instead}$"):
+            quantization_config(parse_scheme(scheme))
     tensor = round_to_nearest(np.ones((2, 12), np.float32), parse_scheme("w3g4-sym"))
     with pytest.raises(CapabilityError, match="32-bit words"):
         tensor_steps("name", tensor, packed=True)

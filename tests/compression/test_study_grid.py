@@ -132,7 +132,10 @@ def test_methods_are_named_with_scheme_or_sparsity():
     assert StudyMethod.parse("nirvana:0.3").sparsity == 0.3 and StudyMethod.parse("magnitude").name == "magnitude:0.2"
     reading = {name: StudyMethod.parse(name).reads_text for name in ("rtn:w4", "rtn:w8a8", "rtn:w8a8-static", "awq")}
     assert list(reading.values()) == [False, False, True, True]
-    for wrong, message in (("gptk:w4", 'did you mean "gptq"'), ("gptq:4", "not understood"), ("nirvana:w4", "0.2")):
+    for wrong, message in (
+        ("gptk:w4", 'did you mean "gptq"'), ("gptq:4", "not understood"), ("nirvana:w4", "0.2"), ("nirvana:2", "0.2"),
+        ("magnitude:nan", "0.2"), ("mergequant:w4g64", "w4a4"), ("smoothquant:w8", "w8a8"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             StudyMethod.parse(wrong)
 

@@ -347,6 +347,10 @@ def test_llama3_factors_are_one_for_short_waves_and_the_factor_for_long_ones() -
         ({"model_type": "mamba"}, "model_type 'mamba' cannot become"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, 'rotary scaling of type "yarn"'),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive number, found 0"),
+        (
+            {"num_hidden_layers": 1 << 30},
+            r"num_hidden_layers .* found 1073741824 \(at most 65536",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor must be a positive number"),
         ({"rope_parameters": [1]}, r"must be an object, found \[1\]"),
@@ -428,6 +432,8 @@ def _safetensors(header: object, data: bytes = b"\0" * 8) -> bytes:
         _safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}),
         _safetensors({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}),
         _safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}),
+        _safetensors(b'{"a": %s, "a": %s}' % ((b'{"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}',) * 2)),
+        _safetensors({"a": {"dtype": "F32", "shape": [2, *[1] * 8], "data_offsets": [0, 8]}}),
     ],
     ids=lambda content: f"{len(content)} bytes",
 )  # fmt: skip
@@ -437,6 +443,15 @@ def test_broken_safetensors_files_are_refused(content: bytes, tmp_path: Path) ->
     with pytest.raises(ModelError) as caught:
         read_entries(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 32)])
+def test_a_tensor_without_rows_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    convert(write_tiny_llama(tmp_path / "m.gguf"), tmp_path / "folder", to="safetensors", verify=False)
+    file = tmp_path / "folder" / "model.safetensors"
+    save_file(load_file(file) | {"model.norm.weight": torch.zeros(shape)}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="a tensor of shape"):
+        convert(tmp_path / "folder", tmp_path / "x.gguf", to="f32", verify=False)
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------

@@ -169,6 +169,8 @@ def test_formats_that_it_has_not_are_one_line(made):
         opened("q8_0", "llama")
     with pytest.raises(ModelError, match='"q4_0" is not understood'):
         opened("q4_0")
+    with pytest.raises(ModelError, match=r"at least 1 value, got 0$"):
+        opened("bfp12n0")
 
 
 def test_it_is_an_option_of_loading(tmp_path, native_library, monkeypatch):

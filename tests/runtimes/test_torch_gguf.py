@@ -184,12 +184,19 @@ def test_what_would_be_read_wrongly_is_refused(tmp_path):
         ("partial", [("llama.rope.dimension_count", INT, 4)], (), "rotate"),
         ("extra", (), [("blk.0.attn_sinks.weight", np.ones(4, np.float32))], "attn_sinks"),
         ("layers", [("llama.block_count", INT, 3)], (), "no weights"),
+        ("absurd", [("llama.block_count", INT, 1 << 30)], (), "block_count is 1073741824, and the file has 21 tensors"),
         ("shape", [("llama.feed_forward_length", INT, 96)], (), "shape"),
     ):
         path = rewritten(plain, tmp_path / f"{name}.gguf", fields=fields, tensors=tensors)
         with pytest.raises(ModelError, match=message) as error:
             TorchRuntime.from_gguf(path)
         assert "\n" not in str(error.value) and name in str(error.value)
+    for pattern in (0, 1 << 40):
+        fields = [("gemma3.attention.sliding_window_pattern", INT if pattern == 0 else FLOAT, pattern)]
+        with pytest.raises(ModelError, match="sliding_window_pattern must be a positive number"):
+            TorchRuntime.from_gguf(
+                rewritten(write_tiny_gemma3(tmp_path / "gemma.gguf"), tmp_path / "pattern.gguf", fields=fields)
+            )
     with pytest.raises(ModelError, match="dtype must be"):
         TorchRuntime.from_gguf(plain, dtype="int8")
     with pytest.raises(ModelError, match="no such file"):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from likely.errors import CapabilityError, ModelError
+from likely.formats.families import quant_method
+from likely.formats.folder import read_json
 from likely.models.load import resolve
 from likely.runtimes.torch.gguf_module import load_gguf
 from likely.runtimes.torch.pretrained import load_pretrained
@@ -137,6 +139,8 @@ def open_module(model: str | Path) -> tuple[Path, torch.nn.Module, Tokenizer]:
     if kind == "hub":
         raise CapabilityError(f"{model} is a hub id: download it first, then give its folder")
     cpu, path = torch.device("cpu"), Path(place)
+    if quant_method(read_json(path / "config.json")) == "mergequant":
+        raise CapabilityError(f"{model} holds MergeQuant's codes, which only the native runtime runs")
     if kind == "gguf":
         return path, load_gguf(path, dtype=torch.float32, device=cpu), tokenizer_from_gguf(path)
     return path, load_pretrained(path, dtype=torch.float32, device=cpu).eval(), HFTokenizer.from_folder(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import sys
 import sysconfig
@@ -92,7 +93,8 @@ def texts_of(name: str, data_dir: str | Path | None = None) -> tuple[Iterator[st
     if path.is_file():
         return _file(path), str(path)
     if path.suffix or "/" in name:
-        raise DataError(f"{name} does not exist: give a text or JSONL file, a data set, or one of {', '.join(MADE)}")
+        wrong = "is not a file" if path.exists() else "does not exist"
+        raise DataError(f"{name} {wrong}: give a text or JSONL file, a data set, or one of {', '.join(MADE)}")
     set_name, _, split = name.partition(":")
     try:
         described = find_set(set_name, data_dir=data_dir)
@@ -167,7 +169,8 @@ def _file(path: Path) -> Iterator[str]:
                     if line.strip():
                         yield _text_of_record(parse_line(line, f"{path}:{number}"), f"{path}:{number}")
             else:
-                yield raw.read(MOST_CHARACTERS).decode("utf-8")
+                text = raw.read(MOST_CHARACTERS)  # its end may lie within a character
+                yield codecs.getincrementaldecoder("utf-8")().decode(text, final=len(text) < MOST_CHARACTERS)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
     except (OSError, EOFError) as error:

@@ -19,7 +19,7 @@ import torch
 from likely.compression.architecture import DecoderMap, open_module
 from likely.compression.calibration_set import CalibrationSet, calibration_set
 from likely.compression.export import folder_changes, gguf_changes, gguf_type
-from likely.compression.mergequant.method import run_mergequant, unfold
+from likely.compression.mergequant.method import parse_merged, run_mergequant, unfold
 from likely.compression.packed_folder import NO_FLOAT_INPUTS, merged_changes, packed_changes, quantization_config
 from likely.compression.pruning.nirvana import PruningOptions, allocation_of, make_plan, nirvana_plan, prune
 from likely.compression.pruning.plan import PruningPlan
@@ -29,7 +29,7 @@ from likely.compression.quantisers.additive.fit import run_additive
 from likely.compression.quantisers.additive.tensor import parse_additive
 from likely.compression.quantisers.awq import run_awq
 from likely.compression.quantisers.gptq import quantize_decoder
-from likely.compression.quantisers.rewritten import round_decoder, run_rotation, run_smoothquant
+from likely.compression.quantisers.rewritten import parse_smoothed, round_decoder, run_rotation, run_smoothquant
 from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.settings import (
     Codes,
@@ -39,8 +39,9 @@ from likely.compression.settings import (
     RoundingStep,
     Scheme,
 )
-from likely.errors import CapabilityError, check_choice
-from likely.formats.folder import read_folder
+from likely.errors import CapabilityError, ModelError, check_choice
+from likely.formats.families import quant_method
+from likely.formats.folder import read_folder, read_json
 from likely.formats.gguf import read_header
 from likely.models.convert import check_places, check_room, rewrite
 from likely.models.load import Loaded, load_local, resolve
@@ -113,6 +114,7 @@ METHODS: dict[str, CompressionMethod] = {
         "move part of the activations' range into the weights, then round both",
         run_smoothquant,
         scheme="w8a8",
+        parse_scheme=parse_smoothed,
         options=("alpha",),
     ),
     "rotation": CompressionMethod(
@@ -124,6 +126,7 @@ METHODS: dict[str, CompressionMethod] = {
         "static activation codes for each channel, folded into norms and weights",
         run_mergequant,
         scheme="w4a4",
+        parse_scheme=parse_merged,
         rounds_inputs=True,
         unfold=unfold,
         options=("rounding", "other_inputs"),
@@ -259,7 +262,7 @@ def compress(
     def drawn(count: int, seed: int | None) -> CalibrationSet:
         if isinstance(calibration, CalibrationSet):
             return calibration
-        name = calibration or DEFAULT_CALIBRATION
+        name = DEFAULT_CALIBRATION if calibration is None else calibration
         return calibration_set(name, tokenizer, windows=count, length=length, seed=seed, data_dir=data_dir)
 
     trials = pruning.get("select_calibration", 1)
@@ -328,29 +331,41 @@ def check_target(
     entry = METHODS[method]
     if packed and entry.unfold is not None and other_inputs == "float":
         raise CapabilityError(NO_FLOAT_INPUTS)
-    if packed and (entry.prunes or (entry.unfold is not None and target.suffix == ".gguf")):
+    rounding = None if entry.prunes else entry.parse_scheme(scheme or entry.scheme)
+    integers = isinstance(rounding, QuantScheme) and entry.unfold is None
+    is_file = target.suffix == ".gguf"
+    if packed and (entry.prunes or (is_file and not integers)):
         raise CapabilityError(f"the file of a model made by {method} holds floats: leave out --packed")
-    rounding = None if entry.prunes or entry.unfold is not None else entry.parse_scheme(scheme or entry.scheme)
-    if isinstance(rounding, QuantScheme) and target.suffix == ".gguf":
+    if isinstance(rounding, QuantScheme) and integers and is_file:
         gguf_type(rounding)
-    elif isinstance(rounding, QuantScheme) and packed:
+    elif isinstance(rounding, QuantScheme) and integers and packed:
         quantization_config(rounding)
     kind, place = resolve(model)
-    if kind != "hub":
-        check_places(Path(place), target, "gguf" if target.suffix == ".gguf" else "safetensors", overwrite)
-        if not entry.prunes:
-            least = 2 if packed else 16  # bits of a weight
-            if target.suffix == ".gguf":  # matrices that are left alone keep the source's type
-                least = 2
-            elif isinstance(rounding, QuantScheme) and packed:
-                least = rounding.bits
-            check_room(target, _numbers_in(Path(place)) * least // 8)
+    if kind == "hub":
+        return
+    check_places(Path(place), target, "gguf" if is_file else "safetensors", overwrite)
+    if codes := quant_method(read_json(Path(place) / "config.json")):
+        raise ModelError(f"{place} holds codes already ({codes}): compress the model that it was made from")
+    if rounding is None:
+        return
+    matrices = _matrices_in(Path(place))
+    for width in sorted({shape[-1] for name, shape in matrices.items() if name.startswith(("blk.", "model.layers."))}):
+        rounding.groups_of(width)
+    least = 2 if packed else 16  # bits of a weight
+    if is_file:  # matrices that are left alone keep the source's type
+        least = 2
+    elif isinstance(rounding, QuantScheme) and integers and packed:
+        least = rounding.bits
+    check_room(target, sum(map(math.prod, matrices.values())) * least // 8)
 
 
-def _numbers_in(source: Path) -> int:
-    """How many weights its matrices have."""
-    found = read_folder(source).values() if source.is_dir() else read_header(source).tensors
-    return sum(math.prod(tensor.shape) for tensor in found if len(tensor.shape) > 1)
+def _matrices_in(source: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of its matrices."""
+    if source.is_dir():
+        shapes = {name: entry.shape for name, entry in read_folder(source).items()}
+    else:
+        shapes = {tensor.name: tensor.shape for tensor in read_header(source).tensors}
+    return {name: shape for name, shape in shapes.items() if len(shape) > 1}
 
 
 def use_codes(module: torch.nn.Module, quantized: Codes) -> None:

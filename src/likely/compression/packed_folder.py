@@ -8,6 +8,7 @@ not those of the model: a form of our own, which the native runtime multiplies.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any]:
     """What config.json says; CapabilityError for a scheme that the format has no place for."""
     if not scheme.symmetric:
         raise CapabilityError(
-            f"compressed-tensors has no float minimums: {scheme.name} cannot be written; choose {scheme.name}-sym"
+            f"compressed-tensors has no float minimums: {scheme.name} cannot be written; choose "
+            f"{replace(scheme, symmetric=True).name}"
         )
     weights = _arguments(scheme.bits, "group" if scheme.group_size else "channel") | {"group_size": scheme.group_size}
     inputs = None

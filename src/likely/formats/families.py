@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from likely.errors import ModelError
-from likely.formats.gguf import GgufHeader
+from likely.formats.gguf import ArrayRef, GgufHeader
 from likely.formats.writing import Typed, f32, u32
 
 FloatArray = NDArray[np.float32]
 Change = Callable[[FloatArray], FloatArray]
 Metadata = dict[str, str | bool | Typed]
 
-MOST_SIZE = 1 << 30  # of what a configuration names
+MOST_SIZE, MOST_LAYERS = 1 << 30, 1 << 16  # of what a configuration names
 ROPE_NUMBERS = {  # what a rotation of this type must say
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -176,7 +176,7 @@ def config_from_header(header: GgufHeader, rope_factors: FloatArray | None = Non
         "vocab_size": shapes["token_embd.weight"][0],
         "hidden_size": hidden,
         "intermediate_size": _int(header, "feed_forward_length"),
-        "num_hidden_layers": _int(header, "block_count"),
+        "num_hidden_layers": _layers(header),
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
@@ -201,9 +201,12 @@ def config_from_header(header: GgufHeader, rope_factors: FloatArray | None = Non
 
 
 def _gemma_config(family: Family, header: GgufHeader, config: dict[str, Any]) -> dict[str, Any]:
-    slides = header.hparam("attention.sliding_window_pattern", family.pattern)
-    layers = config["num_hidden_layers"]
-    kinds = layer_types(layers, slides) if isinstance(slides, int) else [_layer_type(bool(flag)) for flag in slides]
+    layers, name = config["num_hidden_layers"], "attention.sliding_window_pattern"
+    slides = header.hparam(name)
+    if isinstance(slides, ArrayRef):
+        kinds = [_layer_type(bool(flag)) for flag in slides]
+    else:
+        kinds = layer_types(layers, _int(header, name, family.pattern))
     return {
         "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": _int(header, "attention.sliding_window", 4096 if family.gguf == "gemma2" else None),
@@ -293,7 +296,8 @@ def metadata_from_config(config: dict[str, Any]) -> tuple[Metadata, FloatArray |
     """GGUF metadata of a config.json (without tokenizer), and the tensor rope_freqs.weight if it needs one."""
     family = family_of_config(config)
     hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
-    layers, head_dim = setting(config, "num_hidden_layers"), setting(config, "head_dim", hidden // heads)
+    layers = setting(config, "num_hidden_layers", most=MOST_LAYERS)
+    head_dim = setting(config, "head_dim", hidden // heads)
     gemma = family.gguf == "gemma3"
     if config.get("use_sliding_window") or (not gemma and config.get("sliding_window") and family.gguf == "llama"):
         raise ModelError(f"sliding windows of {family.model_type} have no counterpart in GGUF")
@@ -398,18 +402,28 @@ def _int(header: GgufHeader, name: str, default: int | None = None) -> int:
     return value
 
 
+def _layers(header: GgufHeader) -> int:
+    """Nothing is made for layers that the file cannot have: each has tensors of its own."""
+    layers = _int(header, "block_count")
+    if layers > len(header.tensors):
+        raise ModelError(
+            f"{header.architecture}.block_count is {layers}, and the file has {len(header.tensors)} tensors"
+        )
+    return layers
+
+
 def quant_method(config: dict[str, Any]) -> str:
     """How config.json says that weights are quantised; "" for floats."""
     found = config.get("quantization_config")
     return str(found.get("quant_method", "")) if isinstance(found, dict) else ""
 
 
-def setting(config: dict[str, Any], name: str, default: int | None = None) -> int:
+def setting(config: dict[str, Any], name: str, default: int | None = None, most: int = MOST_SIZE) -> int:
     """A size from the content of a config.json; default: where it is not there or null."""
     value = config.get(name)
     value = default if value is None else value
-    if type(value) is not int or not 1 <= value <= MOST_SIZE:
-        raise ModelError(f"config.json: {name} must be a positive number, found {value!r}")
+    if type(value) is not int or not 1 <= value <= most:
+        raise ModelError(f"config.json: {name} must be a positive number, found {value!r} (at most {most})")
     return value
 
 

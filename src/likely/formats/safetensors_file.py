@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from likely.errors import ModelError
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = ("F32", "F16", "BF16")
+MOST_DIMENSIONS = 8
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
 
 
@@ -62,7 +64,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise ModelError(f"{path}: not a safetensors file (a header of {length} bytes in {size})")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
@@ -72,13 +74,21 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(double, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ModelError(f'{path}: the name "{double}" occurs twice in the safetensors header')
+    return found
+
+
 def _entry(path: Path, name: str, item: object, base: int, size: int) -> Entry:
     match item:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
             if dtype not in ITEM_BYTES:
                 raise ModelError(f'{path}: tensor "{name}" has type {dtype} (known: {", ".join(ITEM_BYTES)})')
-            if not all(type(d) is int and d >= 0 for d in shape):
-                raise ModelError(f'{path}: tensor "{name}" has shape {shape}')
+            if len(shape) > MOST_DIMENSIONS or not all(type(d) is int and 0 <= d < 1 << 63 for d in shape):
+                raise ModelError(f'{path}: tensor "{name}" has the shape {str(shape)[:80]}')
             if not 0 <= start <= end <= size - base or end - start != math.prod(shape) * ITEM_BYTES[dtype]:
                 raise ModelError(f'{path}: tensor "{name}" does not fit its place ({start}..{end})')
             return Entry(path, dtype, tuple(shape), base + start, base + end)

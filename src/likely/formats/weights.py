@@ -36,6 +36,9 @@ class Stored:
 
     @classmethod
     def in_safetensors(cls, entry: Entry) -> Stored:
+        """ModelError for one number without a shape, and for none at all: they are not read by rows."""
+        if not entry.shape or 0 in entry.shape:
+            raise ModelError(f"{entry.file}: a tensor of shape {entry.shape} cannot be read here")
         return cls(entry.file, entry.start, entry.end - entry.start, entry.shape, entry.dtype)
 
 

@@ -85,18 +85,21 @@ def parse_kv_format(text: str, plain: tuple[str, ...] = PLAIN) -> KvFormat:
     ValueError for what is neither.
     """
     parts = text.strip().lower().split("/")
+    examples = "; ".join([KV_EXAMPLES, *(name for name in plain if name not in PLAIN)])
     if len(parts) > 2:
-        raise ValueError(f'kv_dtype "{text}" is not understood: write it as in {KV_EXAMPLES}')
-    found = [_parse_one(part, text, plain) for part in parts]
+        raise ValueError(f'kv_dtype "{text}" is not understood: write it as in {examples}')
+    found = [_parse_one(part, text, plain, examples) for part in parts]
     return KvFormat(found[0], found[-1])
 
 
-def _parse_one(part: str, whole: str, plain: tuple[str, ...]) -> StoredAs:
+def _parse_one(part: str, whole: str, plain: tuple[str, ...], examples: str) -> StoredAs:
     if part in plain:
         return part
+    if part == "q8_0":
+        raise ValueError(f'kv_dtype "{whole}": q8_0 is a format of native and llamacpp alone (here as in {examples})')
     match = _FORM.fullmatch(part)
     if match is None:
-        raise ValueError(f'kv_dtype "{whole}" is not understood: write it as in {KV_EXAMPLES}')
+        raise ValueError(f'kv_dtype "{whole}" is not understood: write it as in {examples}')
     try:
         return BFPFormat(int(match["bits"]) - 8, int(match["block"] or 32))
     except ValueError as error:

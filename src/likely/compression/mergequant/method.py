@@ -32,7 +32,7 @@ from likely.compression.quantisers.activations import QuantLinear, code_range, t
 from likely.compression.quantisers.gptq import Column, round_in_order
 from likely.compression.quantisers.walk import BlockWalk, Stage, replace_linear, second_moment
 from likely.compression.quantized import Grid, QuantizedTensor
-from likely.compression.schemes import QuantScheme
+from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.settings import MethodSettings, OtherInputs, Progress, Quantized, RoundingStep
 from likely.errors import ModelError
 
@@ -212,14 +212,21 @@ def unfold(module: torch.nn.Module, original: torch.nn.Module) -> torch.nn.Modul
     return original
 
 
+def parse_merged(text: str | QuantScheme) -> QuantScheme:
+    """A scheme that MergeQuant takes; ValueError for another."""
+    scheme = parse_scheme(text)
+    if scheme.group_size is not None or scheme.activation_bits is None or scheme.activation == "tensor":
+        raise ValueError(
+            f"mergequant rounds activations, by scales of its own, and weights by one a row: got {scheme.name}, "
+            "write it as in w4a4, w4a8 or w8a8"
+        )
+    return scheme
+
+
 def run_mergequant(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     """As a method of `compress`."""
     scheme, calibration = settings.needed()
-    if scheme.group_size is not None or scheme.activation_bits is None:
-        raise ValueError(
-            f"mergequant rounds activations, and weights with one scale for each row: got {scheme.name}, "
-            "write it as in w4a4, w4a8 or w8a8"
-        )
+    scheme = parse_merged(scheme)
     merging = MergeQuant(
         scheme.bits, scheme.activation_bits, other_inputs=settings.other_inputs, rounding=settings.rounding
     )

@@ -8,7 +8,7 @@ from likely.compression.architecture import DecoderMap
 from likely.compression.quantisers.gptq import quantize_decoder
 from likely.compression.quantisers.walk import BlockWalk
 from likely.compression.quantized import round_to_nearest
-from likely.compression.schemes import QuantScheme
+from likely.compression.schemes import QuantScheme, parse_scheme
 from likely.compression.settings import MethodSettings, Quantized
 from likely.compression.transforms.hadamard import rotation_matrix
 from likely.compression.transforms.residual import check_rotatable, rotate_residual, rotate_values
@@ -37,11 +37,18 @@ def smoothing_scale(absmax: torch.Tensor, weights: torch.Tensor, alpha: float) -
     return (absmax.clamp_min(_LEAST) ** alpha / columns ** (1 - alpha)).clamp_min(_LEAST)
 
 
+def parse_smoothed(text: str | QuantScheme) -> QuantScheme:
+    """A scheme that SmoothQuant takes; ValueError for one that leaves activations as floats."""
+    scheme = parse_scheme(text)
+    if scheme.activation_bits is None:
+        raise ValueError(f"smoothquant rounds activations, too: got {scheme.name}, write it as in w8a8")
+    return scheme
+
+
 def run_smoothquant(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     """Scales of the norms' outputs go into the matrices that read them; then RTN.  Activations follow the scheme."""
     scheme, calibration = settings.needed()
-    if scheme.activation_bits is None:
-        raise ValueError(f"smoothquant rounds activations, too: got {scheme.name}, write it as in w8a8")
+    parse_smoothed(scheme)
     walk = BlockWalk(decoder, calibration.input_ids)
     for number in range(len(walk)):
         for stage in walk.stages(number):

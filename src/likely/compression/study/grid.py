@@ -90,9 +90,12 @@ class StudyMethod:
         if not METHODS[method].prunes:
             return cls(method, scheme=METHODS[method].parse_scheme(setting or METHODS[method].scheme))
         try:
-            return cls(method, sparsity=float(setting or 0.2))
+            sparsity = float(setting or 0.2)
         except ValueError:
-            raise ValueError(f'{method} prunes: write its sparsity as in "{method}:0.2", got "{text}"') from None
+            sparsity = -1.0
+        if not 0 <= sparsity < 1:
+            raise ValueError(f'{method} prunes: write its sparsity, in [0, 1), as in "{method}:0.2", got "{text}"')
+        return cls(method, sparsity=sparsity)
 
     @property
     def name(self) -> str:

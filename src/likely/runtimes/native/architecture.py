@@ -9,6 +9,7 @@ import numpy as np
 
 from likely.errors import CapabilityError, ModelError
 from likely.formats.families import (
+    MOST_LAYERS,
     layer_types,
     llama3_factors,
     number,
@@ -106,7 +107,8 @@ class Architecture:
         if family == "qwen3" and config.get("attention_bias"):
             raise CapabilityError(f"the native runtime has no attention_bias for qwen3: {_ELSEWHERE}")
         hidden, heads = setting(config, "hidden_size"), setting(config, "num_attention_heads")
-        layers, head_dim = setting(config, "num_hidden_layers"), setting(config, "head_dim", hidden // heads)
+        layers = setting(config, "num_hidden_layers", most=MOST_LAYERS)
+        head_dim = setting(config, "head_dim", hidden // heads)
         kv_heads = setting(config, "num_key_value_heads", heads)
         if head_dim > MOST_HEAD_DIM:
             raise CapabilityError(

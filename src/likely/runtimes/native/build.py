@@ -37,6 +37,7 @@ ISA = {
     "avx512_bf16": (*_V4, "-mavx512vnni", "-mavx512bf16"),
     "avx512_vnni": (*_V4, "-mavx512vnni"),
     "avx512": _V4,
+    "avx_vnni": ("-O3", "-march=x86-64-v3", "-mavxvnni"),
     "avx2": ("-O3", "-march=x86-64-v3"),
     "plain": ("-O1", "-DLIKELY_PLAIN"),
 }
@@ -47,6 +48,7 @@ PREBUILT = {
     "amx": _V4_WORDS | {"avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"},
     "avx512_bf16": _V4_WORDS | {"avx512_vnni", "avx512_bf16"},
     "avx512_vnni": _V4_WORDS | {"avx512_vnni"},
+    "avx_vnni": _V3_WORDS | {"avx_vnni"},
     "avx2": _V3_WORDS,
 }
 _PREBUILT_FOLDER = Path(__file__).parent / "prebuilt"  # in wheels alone, see hatch_build.py

@@ -21,7 +21,7 @@ TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "MQ4", 
 KV_FORMS = ("f32", "bf16", "f16", "q8_0", "bfp12", "bfp16")  # of keys and values, as C++ numbers them
 GROUP, PANEL = 64, 32
 PANEL_GROUP_BYTES = (2 * 1024 + 64, 4096, 8192)  # of 32 outputs by 64 inputs
-FEATURES = ("avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "avx2")
+FEATURES = ("avx512", "avx512_vnni", "avx512_bf16", "amx_int8", "avx2", "avx_vnni")
 
 _pointer = ctypes.c_void_p
 _int, _long, _float = ctypes.c_int32, ctypes.c_int64, ctypes.c_float

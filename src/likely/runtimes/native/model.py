@@ -130,7 +130,7 @@ def native_kv_format(text: str | None, s: Architecture, kind: int) -> KvFormat:
     try:
         kv = parse_kv_format(text, plain=KV_FORMS[:4])
     except ValueError as error:
-        raise ModelError(f"{error}, or q8_0") from None
+        raise ModelError(str(error)) from None
     for stored in (kv.keys, kv.values):
         blocks = BFPFormat(8, 32) if stored == "q8_0" else stored
         if isinstance(blocks, str):

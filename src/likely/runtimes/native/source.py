@@ -46,8 +46,11 @@ class ModelSource:
         config = read_json(folder / "config.json")
         if not config:
             raise ModelError(f"{folder}: config.json is missing or empty")
+        codes = quant_method(config)
+        if codes not in ("", "mergequant"):
+            raise CapabilityError(f"{folder} holds codes of {codes}, which the native runtime has not: runtime='torch'")
         entries = {n: e for n, e in read_folder(folder).items() if not n.endswith("rotary_emb.inv_freq")}
-        known = (*FLOATS, "I8", "I32") if quant_method(config) == "mergequant" else FLOATS
+        known = (*FLOATS, "I8", "I32") if codes else FLOATS
         for name, entry in entries.items():
             if entry.dtype not in known:
                 raise ModelError(f'{folder}: tensor "{name}" has type {entry.dtype} (known: {", ".join(known)})')

@@ -57,24 +57,24 @@ def load_weights(
 
     progress  bytes written and bytes in all, while they are made
     rounding  of dtype "int4": a quantiser's codes in place of the nearest ones; it is asked by one thread
-    threads   that make them
+    threads   that make them, or check what the cache has
     """
-    threads = 1 if rounding else threads
+    makers = 1 if rounding else threads
     parts = _Parts(source, shape, dtype, library, rounding).all()
     path = packed_path(source.sha256, dtype, rounding)
-    if (found := _read(path, parts)) is not None:
+    if (found := _read(path, parts, threads)) is not None:
         return found
     try:
         with replacing(path) as file:
-            _write(file, parts, progress, threads)
+            _write(file, parts, progress, makers)
     except OSError as error:
         warnings.warn(
             f"the packed weights cannot be kept in {path.parent} ({error.strerror or error}), so they are packed again "
             f"each time: set LIKELY_CACHE to a folder that can be written",
             stacklevel=2,
         )
-        return _in_memory(parts, progress, threads)
-    if (found := _read(path, parts)) is None:
+        return _in_memory(parts, progress, makers)
+    if (found := _read(path, parts, threads)) is None:
         raise ModelError(f"{path}: cannot be read back")
     return found
 
@@ -143,7 +143,7 @@ def _all_pieces(part: PackedTensor) -> list[bytes]:
     return list(part.write())
 
 
-def _read(path: Path, parts: list[PackedTensor]) -> dict[str, np.ndarray] | None:
+def _read(path: Path, parts: list[PackedTensor], threads: int) -> dict[str, np.ndarray] | None:
     """Mapped, so that processes share them; None where the file is not there or is not what these parts make."""
     try:
         entries = read_entries(path)
@@ -155,7 +155,8 @@ def _read(path: Path, parts: list[PackedTensor]) -> dict[str, np.ndarray] | None
     if len(memory) != sum(part.nbytes for part in parts):
         return None
     views = _views(memory, parts)
-    sums = _checksums(parts, [zlib.crc32(view.data) for view in views.values()])
+    with ThreadPoolExecutor(threads) as pool:
+        sums = _checksums(parts, list(pool.map(lambda view: zlib.crc32(view.data), views.values())))
     return views if read_metadata(path).items() >= sums.items() else None
 
 

@@ -39,6 +39,9 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
             folder_or_id, sum(math.prod(entry.shape) for entry in entries.values()) * dtype.itemsize,
             "a dtype of fewer bits, or runtime='native' on a GGUF file",
         )  # fmt: skip
+        layers = read_json(Path(folder_or_id) / "config.json").get("num_hidden_layers")
+        if isinstance(layers, int) and layers > len(entries):  # transformers would make them all
+            raise ModelError(f"{folder_or_id}: config.json names {layers} layers, and there are {len(entries)} tensors")
     try:
         with quiet():
             module, found = AutoModelForCausalLM.from_pretrained(

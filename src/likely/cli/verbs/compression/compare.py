@@ -72,6 +72,11 @@ def compare(
         raise typer.BadParameter(
             "it is about blocks of keys: give their format, as in --kv bfp12", param_hint="--k-sort"
         )
+    if kv is not None and candidate_runtime not in (None, "torch", "native", "llamacpp"):
+        raise typer.BadParameter(
+            f"{candidate_runtime} keeps no keys and values: choose torch, native or llamacpp",
+            param_hint="--candidate-runtime",
+        )
     if k_sort and candidate_runtime == "llamacpp":
         raise typer.BadParameter("channels are sorted on torch and native alone", param_hint="--k-sort")
 
@@ -97,7 +102,7 @@ def compare(
         text = calibration_set(data, reference.tokenizer, windows=max(1, tokens // length), length=length)
         own = candidate_dtype or (None if candidate_runtime else dtype)
         others = {
-            name: stored(name, own or dtype) if kv else opened(name, candidate_runtime or runtime, own)
+            name: stored(name, own or dtype) if kv is not None else opened(name, candidate_runtime or runtime, own)
             for name in candidates
         }
         tick = stack.enter_context(progress(len(text), "comparing", unit="windows"))
@@ -112,7 +117,7 @@ def compare(
             }
             for name in candidates
         ]  # fmt: skip
-        if kv:
+        if kv is not None:
             for record in records:
                 held = others[record["candidate"]].runtime.kv_bytes_per_token
                 record.update(kv=kv, k_sort=k_sort, kv_bytes_per_token=held)
@@ -131,7 +136,7 @@ def compare(
             f"{record['perplexity']:.2f}",
         ))  # fmt: skip
     print_table(heads, rows)
-    if kv:
+    if kv is not None:
         for record in records:
             typer.echo(
                 f"{record['candidate']}: keys and values as {kv}, {record['kv_bytes_per_token']:,} bytes a token"

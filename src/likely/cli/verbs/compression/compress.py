@@ -22,7 +22,7 @@ def compress(
         typer.Option(
             "--scheme",
             help="Bits and groups: w4g64, w4g32-sym, w3g64, w8a8 ...; of additive codebooks x bits: 2x8, 3x8.  "
-            "[default: w4g64; of smoothquant w8a8, of additive 2x8]",
+            "[default: w4g64; of smoothquant w8a8, of mergequant w4a4, of additive 2x8]",
         ),
     ] = None,
     sparsity: Annotated[

@@ -24,7 +24,8 @@ extern "C" {
 
 // Bits: the instructions it was compiled for.
 int likely_features() {
-  return LIKELY_AVX512 | LIKELY_VNNI << 1 | LIKELY_BF16 << 2 | LIKELY_AMX << 3 | LIKELY_AVX2 << 4;
+  return LIKELY_AVX512 | LIKELY_VNNI << 1 | LIKELY_BF16 << 2 | LIKELY_AMX << 3 | LIKELY_AVX2 << 4 |
+         LIKELY_AVX_VNNI << 5;
 }
 
 Session* likely_open(const Model* model, int threads) {

@@ -110,7 +110,7 @@ INLINE void emit_codes(const Rows& rows, int m, const float* x, int n, float fac
 
 // Whether codes of 6 and 8 bits are multiplied as signed numbers, their offset taken out before.
 template <Type t>
-constexpr bool SIGNED = LIKELY_AVX2 && !LIKELY_VNNI && Coding<t>::bits >= 6;
+constexpr bool SIGNED = LIKELY_AVX2 && !LIKELY_DOTS && Coding<t>::bits >= 6;
 
 template <int FROM, int TO, class Work>
 INLINE void each_step(const Work& work) {
@@ -145,14 +145,13 @@ INLINE Bytes unpack_step(const uint8_t* codes) {
 // done(m, sum): steps FROM..TO of a group times the codes of row m, which lie `stride` apart.
 template <Type t, int M, int FROM, int TO, class Get, class Done>
 INLINE void sum_steps(const Get& get, const int8_t* row, size_t stride, const Done& done) {
-#if LIKELY_VNNI
+#if LIKELY_DOTS
   Ints sum[M];
   for (int m = 0; m < M; m++) sum[m] = ints(0);
   each_step<FROM, TO>([&](auto s) {
     const Bytes w = get(s);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-      sum[m].v = _mm512_dpbusd_epi32(sum[m].v, w.v, _mm512_set1_epi32(load_as<int32_t>(row + m * stride + 4 * s)));
+    for (int m = 0; m < M; m++) sum[m] = dots(sum[m], w, load_as<int32_t>(row + m * stride + 4 * s));
   });
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) done(m, sum[m]);

@@ -25,6 +25,9 @@ INLINE Ints less(Ints a, int32_t b) {  // a - 2^power b
   return {_mm512_sub_epi32(a.v, _mm512_slli_epi32(_mm512_set1_epi32(b), power))};
 }
 INLINE Ints plus(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+INLINE Ints dots(Ints sum, Bytes w, int32_t four) {  // sum[n] += the sum over k < 4 of w[n][k] times a signed byte
+  return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(four))};
+}
 INLINE Floats floats(float x) { return {_mm512_set1_ps(x)}; }
 INLINE Floats load_floats(const float* from) { return {_mm512_loadu_ps(from)}; }
 INLINE void store_floats(float* to, Floats x) { _mm512_storeu_ps(to, x.v); }
@@ -73,6 +76,11 @@ INLINE Ints less(Ints a, int32_t b) {  // a - 2^power b
   LIKELY_PAIR(Ints, _mm256_sub_epi32(a.v[i], many));
 }
 INLINE Ints plus(Ints a, Ints b) { LIKELY_PAIR(Ints, _mm256_add_epi32(a.v[i], b.v[i])); }
+#if LIKELY_AVX_VNNI
+INLINE Ints dots(Ints sum, Bytes w, int32_t four) {
+  LIKELY_PAIR(Ints, _mm256_dpbusd_avx_epi32(sum.v[i], w.v[i], _mm256_set1_epi32(four)));
+}
+#endif
 INLINE Floats floats(float x) { LIKELY_PAIR(Floats, _mm256_set1_ps(x)); }
 INLINE Floats load_floats(const float* from) { LIKELY_PAIR(Floats, _mm256_loadu_ps(from + 8 * i)); }
 INLINE void store_floats(float* to, Floats x) {

@@ -38,6 +38,12 @@
 #else
 #define LIKELY_AVX2 0
 #endif
+#if LIKELY_AVX2 && !LIKELY_AVX512 && !LIKELY_VNNI && defined(__AVXVNNI__)  // the same instruction on 32 bytes
+#define LIKELY_AVX_VNNI 1
+#else
+#define LIKELY_AVX_VNNI 0
+#endif
+#define LIKELY_DOTS (LIKELY_VNNI || LIKELY_AVX_VNNI)
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
@@ -275,6 +281,14 @@ INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
   int32_t quad;
   memcpy(&quad, four, 4);
   return (i32x16)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(weights), _mm512_set1_epi32(quad));
+#elif LIKELY_AVX_VNNI
+  __m256i half[2];
+  memcpy(half, &sum, 64);
+  for (int i = 0; i < 2; i++)
+    half[i] = _mm256_dpbusd_avx_epi32(half[i], _mm256_loadu_si256((const __m256i*)weights + i),
+                                      _mm256_set1_epi32(load_as<int32_t>(four)));
+  memcpy(&sum, half, 64);
+  return sum;
 #elif LIKELY_AVX2
   int32_t quad;
   memcpy(&quad, four, 4);
@@ -295,7 +309,7 @@ INLINE i32x16 dot4(i32x16 sum, const uint8_t* weights, const int8_t* four) {
   return sum;
 #endif
 }
-constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_VNNI;  // dot4 has taken the 128 out again
+constexpr bool SIGNED_WEIGHTS = LIKELY_AVX2 && !LIKELY_DOTS;  // dot4 has taken the 128 out again
 
 // work(n as a constant), for n from 1 to MOST
 template <int MOST, int N = 1, class Work>
