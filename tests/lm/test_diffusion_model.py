@@ -115,6 +115,8 @@ def test_caches_are_exact_for_block_causal_models_alone():
     plain = diffusion_generate(causal, prompts, length=8, block_length=4)
     kept = diffusion_generate(causal, prompts, length=8, block_length=4, cache="block_causal")
     assert kept.exact and (kept.answers == plain.answers).all() and (kept.order == plain.order).all()
+    for cache in ("prefix", "dual"):  # windows that see what stands behind them, which this model does not
+        assert not diffusion_generate(causal, prompts, length=8, block_length=4, cache=cache).exact
     both = MaskedPredictor(TinyMaskedLM(9, 0, context=12, width=16, layers=2, heads=2))
     for cache in ("prefix", "dual"):
         settings = {"length": 8, "block_length": 4, "cache": cache}
