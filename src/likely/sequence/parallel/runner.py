@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -69,6 +70,11 @@ def run_plan(
     targets = sum(len(ids) - 1 for ids in sequences)
     if targets < 1:
         raise DataError("no sequence has a token with a next one")
+    for group in itertools.chain(*plan.microbatches):
+        if (tokens := sum(len(sequences[i]) for i in group.sequences)) < group.degree:
+            raise DataError(
+                f"sequences of a group of {group.degree} processes have {tokens} tokens: plan with their own lengths"
+            )
     total = 0.0
     for microbatch in plan.microbatches:
         for planned in microbatch:
