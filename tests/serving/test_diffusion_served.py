@@ -60,8 +60,8 @@ def test_scores_are_bounds(folder):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"logprobs": 2}, "lower bound"), ({"drafter": "lookup"}, "FreeDave"), ({"guided_regex": "a+"}, "guided_regex:"),
-        ({"choices": ["a", "b"]}, "/v1/score says which"), ({"drafter": "lookup"}, "drafter=PromptLookup is"),
+        ({"logprobs": 2}, "lower bound"), ({"drafter": "lookup"}, "FreeDave"),
+        ({"guided_regex": "a+"}, "guided_regex:"), ({"choices": ["a", "b"]}, "/v1/score says which"), ({"drafter": "lookup"}, "drafter=PromptLookup is"),
         ({"top_p": 0.5}, "temperature alone"),
     ],
 )  # fmt: skip
