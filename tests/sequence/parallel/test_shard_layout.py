@@ -10,17 +10,13 @@ from mixer_laws import names
 from likely.errors import CapabilityError, DataError
 from likely.sequence import SequenceConfig, SequenceLM
 from likely.sequence.parallel import (
-    BlockGroups,
     SequenceGroup,
     SequenceShards,
     ShardLayout,
-    loss_sum,
     next_token_targets,
-    run_plan,
     shard_batch,
     states,
 )
-from likely.sequence.parallel.planner import DeviceGroup, ParallelPlan
 
 
 @pytest.mark.parametrize("order", ["contiguous", "zigzag"])
@@ -129,11 +125,3 @@ def test_a_forgotten_state_or_halo_would_be_noticed(monkeypatch):
         patch.setattr(states, "_windows", lambda mixer, chunk: None)
         assert error("mamba2") > 1e-3
     assert error("mamba2") < 1e-9
-
-
-def test_a_plan_whose_groups_would_hold_less_than_a_token_each_is_refused_by_all():
-    """Before any message: one process that raised alone would leave the others waiting."""
-    made = ParallelPlan((8, 8), 2, ((DeviceGroup((0, 1), (0,)),), (DeviceGroup((0,), (1,)),)), 1.0, 1.0)
-    groups = BlockGroups(SequenceGroup(1, 2, (0, 1)), {})
-    with pytest.raises(DataError, match="group of 2 processes have 1 tokens"):
-        run_plan(made, [torch.zeros(1, dtype=torch.long), torch.zeros(3, dtype=torch.long)], loss_sum, [], groups)
