@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from likely.bench.sequence import Examples
 from likely.evidence import Figure
 from likely.sequence import SequenceMixer
+from likely.training.loop import train
 
 SLOW = 1e-3  # the most that the numbers of a state space learn at
 # log_decay, frequency, low_rank, inputs, log_step of S4; log_dt, A_log, A_imag of S4D: names of Λ, P, B and Δ
@@ -74,15 +76,9 @@ def fit(
 
     data  examples for `epochs` in batches, or what makes the batch of each of `steps`;  returns the losses
     """
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in network.named_parameters():
-        groups[name.rpartition(".")[2] in STATE_SPACE].append(parameter)
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": groups[True], "lr": min(rate, SLOW), "weight_decay": 0.0},
-            {"params": groups[False], "lr": rate, "weight_decay": decay},
-        ]
-    )
+    kinds = itertools.groupby(network.named_parameters(), lambda named: named[0].rpartition(".")[2] in STATE_SPACE)
+    rates = {True: {"lr": min(rate, SLOW), "weight_decay": 0.0}, False: {"lr": rate, "weight_decay": decay}}
+    optimiser = torch.optim.AdamW([{"params": [p for _, p in named], **rates[slow]} for slow, named in kinds])
     random = np.random.default_rng(seed)
     if isinstance(data, Examples):
         per_epoch = math.ceil(len(data.inputs) / batch)
@@ -98,16 +94,9 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda i: min((i + 1) / warm, 0.5 * (1 + math.cos(math.pi * i / steps)))
     )
-    losses = []
     network.train()
-    for step in range(steps):
-        loss = loss_of(network, batches(step))
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
+    losses = train(map(batches, range(steps)), lambda part: loss_of(network, part), optimiser,
+                   schedule=schedule, clip=1.0)  # fmt: skip
     network.eval()
     return losses
 

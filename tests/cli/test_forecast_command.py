@@ -48,6 +48,14 @@ def test_a_worse_method_is_used_if_asked_for_and_the_better_one_is_named(table, 
     assert "last-value *" in shown.out and "has a lower error" in shown.err and "Note: " in shown.err
 
 
+def test_a_gap_in_time_is_named(table, tmp_path, cli):
+    lines = table.read_text().splitlines(keepends=True)
+    path = tmp_path / "gap.csv"
+    path.write_text("".join(lines[:100] + lines[110:]))
+    shown = cli("forecast", str(path), "-c", "a", "-H", "6", "--json")
+    assert shown.code == 0 and "Note: 1 of 289 steps are not the usual one of 3600 s, first before row 100" in shown.err
+
+
 @pytest.mark.parametrize(
     ("given", "code", "said"),
     [

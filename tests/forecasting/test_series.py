@@ -38,6 +38,18 @@ def test_reads_what_was_written(tmp_path, name):
     assert read_time_series(write(tmp_path, text, name), ["z"]).values[:, 0].tolist() == [10, 20, -30]
 
 
+def test_the_mark_that_spreadsheets_put_before_a_table_is_not_of_its_first_name(tmp_path):
+    assert read_time_series(write(tmp_path, "\ufeff" + TABLE)).names == ("y", "z")
+
+
+def test_steps_that_are_not_the_usual_one_are_known():
+    series = waves(50)
+    gap = TimeSeries(np.delete(series.times, slice(20, 30)), np.delete(series.values, slice(20, 30), 0), series.names)
+    assert gap.odd_steps.tolist() == [20] and not len(series.odd_steps)
+    months = np.arange("2024-01", "2025-01", dtype="M8[M]").astype("M8[s]")
+    assert not len(TimeSeries(months, np.zeros(12), ("y",)).odd_steps)
+
+
 def test_times_with_a_zone_are_utc_and_the_column_may_have_another_name(tmp_path):
     path = write(tmp_path, "when,y\n2024-01-01T00:00:00+02:00,1\n2024-01-01T00:00:00Z,2\n")
     assert read_time_series(path, date="when").times[0] == np.datetime64("2023-12-31T22:00:00")
@@ -53,7 +65,10 @@ def test_times_with_a_zone_are_utc_and_the_column_may_have_another_name(tmp_path
         (TABLE.replace("3.5", "nan"), None, "nan is not a finite number"),
         (TABLE.replace("3.5", "inf"), None, "inf is not a finite number"),
         (TABLE.replace("3.5", "many"), None, '"many" is not a number'),
-        (TABLE.replace("2024-01-01 01:00", "2024-01-01 00:00"), None, "row 1: time"),
+        (TABLE.replace("2024-01-01 01:00", "2024-01-01 00:00"), None, "row 2: time"),
+        (TABLE.replace("2024-01-01 01:00", "1704067200"), None, 'time "1704067200" is not ISO 8601'),
+        (TABLE.replace("3.5", "3_5"), None, '"3_5" is not a number'),
+        (TABLE.replace("z", "y"), None, 'two columns are called "y"'),
         (TABLE.replace("2024-01-01 01:00", "1/2/2024"), None, 'time "1/2/2024" is not ISO 8601'),
         (TABLE.replace("2,20", "2"), None, "columns, the header has 3"),
         ("date,y\n", None, "no rows below the header"),
@@ -85,6 +100,17 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
 def test_later_times_follow_the_calendar_where_the_rows_do(times, next_one):
     series = TimeSeries(np.array(times, "M8[s]"), np.zeros(3), ("y",))
     assert series.later(1)[0] == np.datetime64(next_one, "s")
+
+
+def test_a_series_without_a_row_for_each_part_is_too_short():
+    for rows in (1, 2, 3):
+        with pytest.raises(DataError, match=f"too short: {rows} rows split 60/20/20 leave"):
+            split_series(TimeSeries.of(np.arange(float(rows))), 0)
+
+
+def test_values_whose_squares_are_infinite_are_refused():
+    with pytest.raises(DataError, match='column "y" holds values too large'):
+        Standardiser.of(TimeSeries.of(1e301 * np.arange(10.0)))
 
 
 def test_splits_hold_the_lookback_in_front_and_every_row_once():

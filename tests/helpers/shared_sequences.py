@@ -28,7 +28,7 @@ from likely.sequence.parallel import (
     shared_mean_loss,
     sum_gradients,
 )
-from likely.sequence.parallel.planner import CostModel, plan
+from likely.sequence.parallel.planner import CostModel, DeviceGroup, ParallelPlan, plan
 
 LENGTH, BATCH, WORLD = 38, 2, 4
 VOCABULARY = 11
@@ -252,6 +252,24 @@ def plan_errors(world: SequenceGroup, groups: dict[int, SequenceGroup]) -> dict[
     }
 
 
+def plan_refusals(world: SequenceGroup, groups: dict[int, SequenceGroup]) -> list[str]:
+    """What every process says of a plan whose one group, of two, has too short a sequence for its convolutions."""
+    model, blocks = TinyLM(), BlockGroups.create()
+    made = ParallelPlan((6,), world.size, ((DeviceGroup((0, 1), (0,)),),), 1.0, 1.0)
+
+    def loss(part: Any, shards: SequenceShards) -> Tensor:
+        return loss_sum(model(part.input_ids, seq_idx=part.seq_idx, mesh=shards), part.targets)
+
+    said = [""] * world.size
+    try:
+        run_plan(made, [random_ids(6)], loss, list(model.parameters()), blocks)
+        own = "nothing was refused"
+    except (ValueError, LikelyError) as error:
+        own = str(error)
+    dist.all_gather_object(said, own)
+    return said
+
+
 # --- wrong use --------------------------------------------------------------------------------------------------------
 
 
@@ -300,5 +318,6 @@ def everything(groups: dict[int, SequenceGroup]) -> dict[str, Any]:
         "steps": step_errors(world, groups),
         "traffic": layer_traffic(world, groups),
         "plan": plan_errors(world, groups),
+        "plan refused": plan_refusals(world, groups),
         "refusals": refusals(world, groups),
     }

@@ -115,6 +115,8 @@ def test_caches_are_exact_for_block_causal_models_alone():
     plain = diffusion_generate(causal, prompts, length=8, block_length=4)
     kept = diffusion_generate(causal, prompts, length=8, block_length=4, cache="block_causal")
     assert kept.exact and (kept.answers == plain.answers).all() and (kept.order == plain.order).all()
+    for cache in ("prefix", "dual"):  # windows that see what stands behind them, which this model does not
+        assert not diffusion_generate(causal, prompts, length=8, block_length=4, cache=cache).exact
     both = MaskedPredictor(TinyMaskedLM(9, 0, context=12, width=16, layers=2, heads=2))
     for cache in ("prefix", "dual"):
         settings = {"length": 8, "block_length": 4, "cache": cache}
@@ -174,6 +176,9 @@ def test_samples_depend_on_seed_and_number_alone(lm):
 def test_pinned_text_stands_in_every_answer(lm):
     lm.with_decoding(pinned={1: "bb"})
     assert all(m.text[1:3] == "bb" for m in lm.generate(PROMPTS, temperature=0.0, max_tokens=4) if len(m.text) > 2)
+    lm.with_decoding(pinned={0: "axb"})
+    with pytest.raises(ModelError, match="'axb' holds characters that this model has no tokens for"):
+        lm.generate("abca", max_tokens=4)
     lm.with_decoding(pinned={3: "bb"})
     with pytest.raises(ModelError, match="does not fit an answer of 4 tokens"):
         lm.generate("abca", max_tokens=4)

@@ -27,3 +27,18 @@ def test_the_study_measures_every_cell_once(script, tmp_path):
     assert (tmp_path / "cells.jsonl").read_text() == kept
     assert [figure.value for figure in again.figures] == [f.value for f in found.figures[: len(again.figures)]]
     assert "--timing" in again.not_shown[-1]
+
+
+def test_training_that_runs_away_is_an_error(script):
+    import torch
+
+    from likely.bench.sequence import TASKS
+    from likely.training.loop import TrainingDiverged
+
+    examples = TASKS["copy"].examples(4, 0, "train")
+    network = script.SmallNetwork(
+        examples.meta.vocabulary, examples.meta.outputs, [torch.nn.LSTM(8, 8, batch_first=True)], width=8, tokens=True
+    )
+    assert len(script.fit(network, lambda step: examples, rate=1e-3, steps=3)) == 3
+    with pytest.raises(TrainingDiverged, match="ran away"):
+        script.fit(network, lambda step: examples, rate=float("inf"), steps=3)

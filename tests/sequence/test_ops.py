@@ -75,6 +75,25 @@ def test_ssd_equals_the_loop_whatever_the_chunk(chunk):
     agree(ssd(x, log_a, B, C, chunk=chunk), ssd_by_steps(x, log_a, B, C))
 
 
+@pytest.mark.parametrize("least", [-50.0, -1e4, -1e6])
+@pytest.mark.parametrize("kind", ["ssd", "delta", "per key"])
+def test_steep_decays_beside_flat_ones_keep_single_precision(kind, least):
+    """Sums of log-decays over a chunk reach many nats, of which single precision has few digits behind the point."""
+    steep = torch.rand(2, 70, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.3
+    decay = torch.where(steep, least, -0.01).double()
+    q, k, v = (
+        normal(2, 70, 3, 5),
+        torch.nn.functional.normalize(normal(2, 70, 3, 5, seed=1), dim=-1),
+        normal(2, 70, 3, 6),
+    )
+    more = {"log_decay": decay if kind == "per key" else decay[..., 0]}
+    if kind == "delta":
+        more["beta"] = normal(2, 70, 3, seed=2).sigmoid()
+    found = linear_attention(*(t.float() for t in (q, k, v)), **{name: t.float() for name, t in more.items()})
+    for single, exact in zip(found, linear_attention_by_steps(q, k, v, **more), strict=True):
+        assert float((single - exact).abs().max() / exact.abs().max()) < 5e-6
+
+
 def test_ssd_equals_the_scan_over_outer_products():
     x, log_a, B, C, h0 = ssd_inputs(groups=4)
     states, last = linear_scan(log_a.exp()[..., None, None], x[..., None] * B[..., None, :], h0)
@@ -226,6 +245,7 @@ def test_shapes_that_do_not_fit_are_refused():
     for call in (
         lambda: linear_scan(normal(2, 3, 1), normal(2, 4, 1)),
         lambda: linear_scan(normal(2, 3), normal(2, 3, 1)),
+        lambda: linear_scan(normal(2, 3, 2), normal(2, 3, 1)),
         lambda: linear_scan(normal(2, 4, 1), normal(2, 4, 1), normal(2, 2)),
         lambda: ssd(x, log_a[..., :1], B, C),
         lambda: ssd(x, log_a, B[:, :, :1].expand(-1, -1, 3, -1), C[:, :, :1].expand(-1, -1, 3, -1)),

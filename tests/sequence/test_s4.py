@@ -196,6 +196,8 @@ def test_calls_that_cannot_be():
         mixer.kernel(0)
     with pytest.raises(ValueError, match="rate must be positive"):
         mixer.rate = -1.0
+    with pytest.raises(ValueError, match="rate must be positive, got 0"):
+        mixer.kernel(8, rate=0.0)
     with pytest.raises(ValueError, match=r"state must hold .*'h': \(4, 8\).* for 2 rows, got .*\(2, 4, 6\)"):
         mixer(signal(), MixerState({"h": torch.zeros(2, 4, 6)}))
     with pytest.raises(ValueError, match="x must be"):

@@ -60,8 +60,9 @@ def test_scores_are_bounds(folder):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"logprobs": 2}, "lower bound"), ({"drafter": "lookup"}, "FreeDave"), ({"guided_regex": "a+"}, "pinned"),
-        ({"top_p": 0.5}, "temperature alone"),
+        ({"logprobs": 2}, "lower bound"), ({"drafter": "lookup"}, "FreeDave"),
+        ({"guided_regex": "a+"}, "guided_regex:"), ({"choices": ["a", "b"]}, "/v1/score says which"),
+        ({"drafter": "lookup"}, "drafter=PromptLookup is"), ({"top_p": 0.5}, "temperature alone"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(folder, body, said):

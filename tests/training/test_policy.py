@@ -290,3 +290,16 @@ def test_rows_of_the_embedding_are_trained_and_merged(tied):
             assert (after[0] is after[1]) == tied
         with pytest.raises(CapabilityError, match="save the merged model"):
             policy.save_adapter("nowhere")
+
+
+def test_adapters_on_a_state_space_model_are_refused_and_full_training_is_named():
+    from tiny_states import state_module
+
+    from likely.sequence.convert import from_transformers
+
+    held = Held()
+    held.runtime = TorchRuntime(from_transformers(state_module("mamba2")), tokens_held=512, sequences=16)
+    with pytest.raises(CapabilityError, match="SequenceLM is trained in all its weights: --full"):
+        Policy(held, LoraSettings())
+    with Policy(held, None) as policy:
+        assert len(policy.parameters()) == len(list(policy.base.parameters()))

@@ -142,7 +142,7 @@ def _records(file: Path, kind: str) -> Iterator[dict[str, Any]]:
                 if line.strip():
                     yield parse_line(line, f"{file}:{number}")
             return
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="" if kind in TABLES else "\n")
+        text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="" if kind in TABLES else "\n")
         try:
             if kind in LINES:
                 for line in text:
@@ -163,6 +163,8 @@ def _rows(text: io.TextIOWrapper, file: Path, delimiter: str) -> Iterator[dict[s
         header = next(reader, None)
         if not header:
             raise DataError(f"{file}: empty; expected a header line with the columns' names")
+        if twice := [name for i, name in enumerate(header) if name in header[:i]]:
+            raise DataError(f'{file}: two columns are called "{twice[0]}": rename one')
         for row in reader:
             if len(row) != len(header):
                 raise DataError(f"{file}:{reader.line_num}: {len(row)} columns, the header has {len(header)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from likely.data.datasets import read_rows
 from likely.errors import DataError, nearest
-from likely.metrics.checks import Floats
+from likely.metrics.checks import Floats, Ints
 
 DATES = ("date", "Date", "datetime", "timestamp", "time", "ds")  # names under which time stamps are looked for
 MONTH = 30 * 24  # rows of a month in ETTh's splits
@@ -54,11 +55,15 @@ class TimeSeries:
         bad = ~np.isfinite(values)
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise DataError(f'column "{self.names[column]}", row {row}: {values[row, column]} is not a finite number')
+            value = values[row, column]
+            raise DataError(f'column "{self.names[column]}", row {row + 1}: {value} is not a finite number')
         back = np.flatnonzero(np.diff(times) <= np.timedelta64(0, "s"))
         if len(back):
             row = int(back[0]) + 1
-            raise DataError(f"row {row}: time {times[row]} does not come after {times[row - 1]}: sort the rows by time")
+            raise DataError(
+                f"row {row + 1}: time {times[row]} does not come after {times[row - 1]}: sort the rows by time, one "
+                f"for each second at most, and write times with their zone where clocks were set back"
+            )
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "names", tuple(self.names))
@@ -88,6 +93,13 @@ class TimeSeries:
         if len(self) < 2:
             raise DataError("a series of one row has no step: at least two are needed")
         return float(np.median(np.diff(self.times).astype(np.int64)))
+
+    @property
+    def odd_steps(self) -> Ints:
+        """Rows that do not come one usual step after the row before; steps of as many months are alike."""
+        if len(self) < 3 or _months(self.times):
+            return np.empty(0, np.int64)
+        return np.flatnonzero(np.diff(self.times).astype(np.int64) != self.step_s) + 1
 
     def later(self, count: int) -> NDArray[np.datetime64]:
         """(count,) the times that follow: months or years where the rows are such, else the usual step."""
@@ -131,7 +143,7 @@ def read_time_series(path: str | Path, columns: Sequence[str] | None = None, *, 
     if stamp is None or stamp not in header:
         asked = f'no column is called "{date}"' if date else f"no column holds time stamps ({', '.join(DATES)})"
         raise DataError(f"{path}: {asked} (found: {', '.join(header)}): name it")
-    wanted = list(columns) if columns is not None else [name for name in header if name != stamp]
+    wanted = list(dict.fromkeys(columns)) if columns is not None else [name for name in header if name != stamp]
     for name in wanted:
         if name not in header or name == stamp:
             others = [other for other in header if other != stamp]
@@ -152,9 +164,9 @@ def _time(text: str, where: str) -> np.datetime64:
         found = datetime.fromisoformat(given)
     except ValueError:
         try:
-            if len(given) < 4:
+            if not re.fullmatch(r"\d{4}(-\d\d)?", given):  # numpy takes seconds since 1970 as a year
                 raise ValueError
-            return np.datetime64(given, "s")  # a year, or a year and a month
+            return np.datetime64(given, "s")
         except ValueError:
             raise DataError(f'{where}: time "{given[:40]}" is not ISO 8601, as in 2017-01-31 23:30:00') from None
     if found.tzinfo is not None:
@@ -167,6 +179,8 @@ def _number(text: str, where: str) -> float:
     if not given:
         raise DataError(f"{where}: the value is missing: fill the gap or leave the rows before it out")
     try:
+        if "_" in given:  # which Python leaves out
+            raise ValueError
         value = float(given)
     except ValueError:
         raise DataError(f'{where}: "{given[:40]}" is not a number') from None
@@ -192,6 +206,8 @@ def split_series(
         sizes = [int(part) for part in parts]
     if sum(sizes) > total:
         raise DataError(f"the split {split} needs {sum(sizes)} rows, the series has {total}")
+    if min(sizes) < 1:
+        raise DataError(f"too short: {total} rows split {split} leave {', '.join(map(str, sizes))}, each needs one row")
     first, second = sizes[0], sizes[0] + sizes[1]
     if lookback >= first:
         raise DataError(f"too short: the lookback of {lookback} rows needs more than the {first} rows to train on")

@@ -24,7 +24,11 @@ class Standardiser:
 
     @classmethod
     def of(cls, series: TimeSeries) -> Standardiser:
-        std = series.values.std(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            std = series.values.std(0)
+        if not np.isfinite(std).all():
+            name = series.names[int(np.isfinite(std).argmin())]
+            raise DataError(f'column "{name}" holds values too large to square: give it in a larger unit')
         return cls(series.values.mean(0), np.where(std > 0, std, 1.0))
 
     def apply(self, series: TimeSeries) -> TimeSeries:

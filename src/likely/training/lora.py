@@ -62,7 +62,10 @@ def with_adapters(
     chosen = {name for name in linear if name.split(".")[-1] in targets}
     if missing := sorted(set(targets) - {name.split(".")[-1] for name in chosen}):
         known = ", ".join(sorted({name.split(".")[-1] for name in linear}))
-        raise ModelError(f"the model has no linear layer called {missing[0]} (it has: {known}): give targets=")
+        raise ModelError(
+            f"the model has no linear layer called {missing[0]} (it has: {known}): give targets=, or train all "
+            f"weights (--full)"
+        )
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=sorted(chosen), task_type="CAUSAL_LM",
         modules_to_save=list(whole_modules) or None, trainable_token_indices=_token_rows(module, tokens),

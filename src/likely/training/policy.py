@@ -231,6 +231,11 @@ class Policy:
 
     def _wrapped(self, lora: LoraSettings, seed: int) -> Any:
         check_untied(self.base, lora.fully_trained)
+        if not hasattr(self.base, "prepare_inputs_for_generation"):  # peft calls it
+            raise CapabilityError(
+                f"adapters are for models of transformers; {type(self.base).__name__} is trained in all its weights: "
+                f"--full, or lora=None"
+            )
         return with_adapters(
             self.base, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed,
             whole_modules=lora.fully_trained, tokens=lora.trained_tokens,

@@ -171,6 +171,14 @@ def test_shifted_logits_with_kept_states():
     assert same(diffusion_generate(Shifted(7, sensitivity=0.3), [[1], [2]], accelerator=FreeDave(4), **how), static)
 
 
+def test_more_drafts_than_positions_are_as_many_as_positions():
+    toy = HashPredictor(7, sensitivity=0.2)
+    static = diffusion_generate(toy, [1], length=9)
+    most = diffusion_generate(toy, [1], length=9, accelerator=FreeDave(9))
+    far_more = diffusion_generate(toy, [1], length=9, accelerator=FreeDave(10**12))  # no canvas is made for them
+    assert same(far_more, static) and far_more.branch_calls == most.branch_calls
+
+
 def test_a_threshold_with_drafts_takes_fewer_calls_and_commits_all():
     toy = HashPredictor(8, sensitivity=0.15, scale=10.0)
     prompts = [[n] for n in range(7)]
@@ -248,8 +256,8 @@ def test_what_cannot_be_exact_is_refused_by_name():
         diffusion_generate(toy, [1], length=4, cache="dual", accelerator=FreeDave(2, across_blocks=True))
     with pytest.raises(ValueError, match="prompts of one length"):
         diffusion_generate(toy, [[1], [1, 2]], length=4, cache="dual")
-    for wrong in (0, -1, "many"):
-        with pytest.raises(ValueError, match='draft_steps must be >= 1 or "auto"'):
+    for wrong in (0, -1, "many", 2.5, float("nan")):
+        with pytest.raises(ValueError, match='draft_steps must be a whole number >= 1 or "auto"'):
             FreeDave(wrong)
     with pytest.raises(ValueError, match="chooses draft_steps"):
         FreeDave(3, policy=DraftLength())

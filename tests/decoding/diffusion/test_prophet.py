@@ -217,5 +217,8 @@ def test_too_few_traces_are_refused():
     with pytest.raises(DataError, match="give at least 177"):
         fit_thresholds(simulated(np.random.default_rng(0), 100), epsilon=0.02)
     assert fit_thresholds(simulated(np.random.default_rng(0), 177), epsilon=0.02).bound <= 0.02
+    for few in (1, 2):  # too few to choose candidates from: certified, and never stopping
+        fitted = fit_thresholds(simulated(np.random.default_rng(0), few), epsilon=0.95)
+        assert fitted.share_of_steps == 1 and {value for _, value in fitted.thresholds} == {math.inf}
     with pytest.raises(ValueError, match="epsilon"):
         fit_thresholds([], epsilon=0.0)

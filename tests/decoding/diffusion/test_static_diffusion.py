@@ -11,6 +11,7 @@ from statistics_of_draws import chi_square_p
 
 from likely.decoding.diffusion import (
     ConfidenceThreshold,
+    FreeDave,
     HashPredictor,
     JointPredictor,
     diffusion_generate,
@@ -98,6 +99,8 @@ def test_threshold_commits_what_is_confident_and_at_least_one():
     assert always.forward_calls == 1 and (always.order == 0).all()
     some = diffusion_generate(toy, prompts, length=8, schedule=ConfidenceThreshold(0.7))
     assert 1 < some.forward_calls < 8
+    with pytest.raises(ValueError, match="confidence must be a number, got nan"):
+        ConfidenceThreshold(float("nan"))
 
 
 def test_pinned_tokens_and_prompts_stay():
@@ -255,6 +258,21 @@ class Wrong(Plain):
 class Nan(Plain):
     def logits(self, ids):
         return super().logits(ids) * np.nan
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf])
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7}, {"accelerator": FreeDave(2)}])
+def test_a_position_without_a_possible_token_is_refused(value, how):
+    """The mask was the arg-max there: decoding never ended."""
+
+    class Hopeless(HashPredictor):
+        mask_id = 0
+
+        def logits(self, ids):
+            return np.full((*ids.shape, self.vocab_size), value, np.float32)
+
+    with pytest.raises(FloatingPointError, match="largest logit must be finite"):
+        diffusion_generate(Hopeless(6), [1], length=3, **how)
 
 
 def test_three_names_are_a_predictor():

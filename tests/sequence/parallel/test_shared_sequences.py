@@ -57,6 +57,12 @@ def test_a_plan_with_unequal_groups_has_the_gradients_of_the_whole_batch(found):
     assert result["gradients"] < TOLERANCE and result["loss"] < TOLERANCE
 
 
+def test_what_one_group_of_a_plan_refuses_is_an_error_of_all(found):
+    first, second, *others = found["plan refused"]
+    assert "share among fewer processes" in first and first == second
+    assert others and all("another group cannot compute" in said for said in others)
+
+
 def test_wrong_use_is_refused_by_all_before_any_message(found):
     refused = found["refusals"]
     assert refused["agreed"] == "True"

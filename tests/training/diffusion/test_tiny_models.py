@@ -133,6 +133,12 @@ def test_models_are_kept_by_what_they_depend_on(tmp_path):
     assert [json.loads(line)["loss"] for line in lines] == losses and len(losses) == 6
 
 
+def test_blocks_that_no_answer_is_made_of_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="block must divide the 16 tokens of an answer of sudoku, got 5"):
+        train_tiny(make_task("sudoku"), tmp_path / "five", TinySettings(**{**vars(FEW), "block": 5}))
+    assert not (tmp_path / "five").exists()
+
+
 def test_block_causal_training_learns_from_the_past_only(tmp_path):
     settings = TinySettings(**{**vars(FEW), "block": 8})
     train_tiny(Sudoku(), tmp_path / "b", settings)

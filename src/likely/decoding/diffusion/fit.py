@@ -107,7 +107,7 @@ def fit_thresholds(
 
 def _candidates(pilot: Sequence[ConvergenceTrace], ends: Floats) -> Floats:
     """(C, phases) thresholds from slow to fast, the first of them infinite."""
-    gaps = np.concatenate([trace.gaps[np.isfinite(trace.gaps)] for trace in pilot])
+    gaps = np.concatenate([np.empty(0), *(trace.gaps[np.isfinite(trace.gaps)] for trace in pilot)])
     never = np.full((1, len(ends)), np.inf)
     if not len(gaps):
         return never

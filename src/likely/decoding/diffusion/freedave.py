@@ -106,8 +106,8 @@ class FreeDave:
         *,
         policy: DraftLength | None = None,
     ):
-        if draft_steps != "auto" and (isinstance(draft_steps, str) or draft_steps < 1):
-            raise ValueError(f'draft_steps must be >= 1 or "auto", got {draft_steps!r}')
+        if draft_steps != "auto" and not (isinstance(draft_steps, int | np.integer) and draft_steps >= 1):
+            raise ValueError(f'draft_steps must be a whole number >= 1 or "auto", got {draft_steps!r}')
         if policy is not None and draft_steps != "auto":
             raise ValueError(f'a policy chooses draft_steps: give draft_steps="auto", not {draft_steps}')
         check_choice("branch_mode", branch_mode, ("batch", "tree"))

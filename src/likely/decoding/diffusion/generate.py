@@ -276,7 +276,7 @@ class DiffusionRun:
 
     def _round(self, ready: IntArray, waiting: IntArray) -> None:
         """Draft from the predictions of `ready` rows, predict the drafts and the `waiting` rows, keep what is right."""
-        most = self.accelerator.length(len(ready) or 1)
+        most = min(self.accelerator.length(len(ready) or 1), self.answers.shape[1])
         drafts, counts, closed = self._drafts(ready, most)
         judged = counts - closed  # a complete block needs no prediction
         at_end = judged == 0  # one step fills it: what comes behind it is predicted in this call

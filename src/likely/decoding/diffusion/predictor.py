@@ -109,7 +109,7 @@ class WindowForward:
                 '"prefix" or "dual", which are approximations, or "none"'
             )
         self.predictor: WindowPredictor = predictor
-        self.policy, self.tree, self.exact = policy, tree, causal
+        self.policy, self.tree, self.exact = policy, tree, policy == "block_causal"
         self.calls = self.branches = 0
         self._shift = bool(getattr(predictor, "shift_logits", False))
 

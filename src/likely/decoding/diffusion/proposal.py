@@ -66,11 +66,12 @@ def propose(
     if not len(rows):
         return tokens, confidence
     z = logits[rows, positions].astype(np.float64)  # (M, V)
+    best = most_likely(z)
     if rule.temperature > 0:
         g = _noise(noise, committed, rows, positions, z.shape[1])
         chosen = (z / rule.temperature + g).argmax(axis=1)
     else:
-        chosen = z.argmax(axis=1)
+        chosen = best
     tokens[rows, positions] = chosen
     match rule.confidence:
         case "random":
@@ -84,6 +85,14 @@ def propose(
         found = found / rule.position_temperature - np.log(-np.log(u))
     confidence[rows, positions] = found
     return tokens, confidence
+
+
+def most_likely(logits: FloatArray | Floats) -> IntArray:
+    """(M,) the arg-max of each row (M, V), of equals the smaller id; FloatingPointError where that is not finite."""
+    best = logits.argmax(axis=1)
+    if not np.isfinite(logits[np.arange(len(logits)), best]).all():
+        raise FloatingPointError("a masked position needs a token that is possible: its largest logit must be finite")
+    return np.asarray(best)
 
 
 def _confidence(z: Floats, chosen: IntArray, kind: str) -> Floats:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from likely.decoding.diffusion.canvas import BoolArray, open_positions
-from likely.decoding.diffusion.proposal import ProposalRule, propose
+from likely.decoding.diffusion.proposal import ProposalRule, most_likely, propose
 from likely.metrics.checks import Floats
 from likely.runtimes.protocol import FloatArray, IntArray
 
@@ -67,6 +67,10 @@ class ConfidenceThreshold:
     """
 
     confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.confidence):
+            raise ValueError(f"confidence must be a number, got {self.confidence}")
 
 
 def commit(ids: IntArray, tokens: IntArray, confidence: Floats, n: IntArray, allowed: BoolArray) -> IntArray:
@@ -155,7 +159,9 @@ class Transition:
         """The answers (n, L) with the most likely token at all masked positions, or (not whole) at the open ones."""
         masked = answers == self.mask_id
         here = masked if whole else open_positions(masked, self.blocks)
-        return self.close(answers, np.where(here, self._possible(logits).argmax(axis=2), answers))
+        filled = answers.copy()
+        filled[here] = most_likely(self._possible(logits)[here])
+        return self.close(answers, filled)
 
     def _possible(self, logits: FloatArray) -> FloatArray:
         if self.ending is not None and self.ending.policy == "forbid":

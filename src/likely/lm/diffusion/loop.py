@@ -142,6 +142,8 @@ class CanvasLoop(Loop):
         found: dict[int, int] = {}
         for place, text in self.settings.pinned.items():
             tokens = self.encode(text)
+            if text.encode() not in b"".join(map(self.token_bytes, tokens)):
+                raise ModelError(f"pinned text {text!r} holds characters that this model has no tokens for")
             if not tokens or place < 0 or place + len(tokens) > length:
                 raise ModelError(f"pinned text {text!r} at {place} does not fit an answer of {length} tokens")
             found |= dict(enumerate(tokens, place))

@@ -165,5 +165,5 @@ def refuse_options(options: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(value) if isinstance(value, str | int | float | list | tuple | dict) else type(value).__name__
     return text if len(text) <= 40 else f"{text[:30]}..."

@@ -109,9 +109,7 @@ class S4(RecurrentMixer):
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        if not (rate > 0 and math.isfinite(rate)):
-            raise ValueError(f"rate must be positive, got {rate}")
-        self._rate = float(rate)
+        self._rate = _checked_rate(rate)
 
     def system(self, *, rate: float = 1.0) -> dplr.DplrSystem:
         """Λ, P, B and Δ·rate of every channel."""
@@ -133,7 +131,7 @@ class S4(RecurrentMixer):
         """
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
-        if rate == 1:
+        if _checked_rate(rate) == 1:
             self._reach(length)
             kernel = dplr.dplr_kernel(self.system(), torch.view_as_complex(self.outputs), int(self.kernel_length))
         else:
@@ -227,6 +225,12 @@ class S4(RecurrentMixer):
         if not self.causal and rows.state_wanted:
             raise ValueError("return_state: a bidirectional S4 has no state")
         return super().mix(x, state, rows)
+
+
+def _checked_rate(rate: float) -> float:
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"rate must be positive, got {rate}")
+    return float(rate)
 
 
 def _reach_rows(layer: S4, inputs: tuple[object, ...]) -> None:

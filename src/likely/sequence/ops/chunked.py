@@ -42,13 +42,12 @@ def ssd(
     chunk = max(1, min(chunk, length))
     x, B, C = (_chunks(t, chunk) for t in (x, B, C))  # (B, n, heads, chunk, ·)
     log_a, resets = _without_resets(_chunks(log_a[..., None], chunk)[..., 0])  # (B, n, H, chunk)
-    level = log_a.cumsum(-1)
-    total = level[..., -1]
+    level = log_a.double().cumsum(-1)
     shared = heads // groups
-    inside = _causal(level[..., :, None] - level[..., None, :], resets)
+    inside = _causal(_between(level, log_a.dtype), resets)
     y = ((C @ B.mT).repeat_interleave(shared, 2) * inside.exp()) @ x
     B, C = B.repeat_interleave(shared, 2), C.repeat_interleave(shared, 2)
-    to_end, from_start, kept = _edges(level, total, resets)
+    to_end, from_start, kept = (t.to(log_a.dtype) for t in _edges(level, level[..., -1], resets))
     summaries = (x * to_end[..., None]).mT @ B  # (B, n, H, P, N)
     states, last = linear_scan(kept[..., None, None], summaries, h0)
     before = torch.cat([(torch.zeros_like(last) if h0 is None else h0)[:, None], states[:, :-1]], 1)
@@ -130,17 +129,18 @@ def _decay_per_key(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, h0: Tenso
     q, k, v = (_chunks(t, SUB_CHUNK) for t in (q, k, v))  # (B, n, H, c, ·)
     resets = torch.isneginf(log_decay).all(-1)
     log_decay, resets = _without_resets(_chunks(log_decay, SUB_CHUNK), _chunks(resets[..., None], SUB_CHUNK)[..., 0])
-    level = log_decay.clamp_min(NEVER).cumsum(-2)  # (B, n, H, c, K)
+    level = log_decay.clamp_min(NEVER).double().cumsum(-2)  # (B, n, H, c, K)
     total = level[..., -1, :]
     if bool((total > -LARGEST).all()):
-        scores = (q * level.exp()) @ (k * (-level).exp()).mT
+        scores = (q * level.exp().to(q.dtype)) @ (k * (-level).exp().to(k.dtype)).mT
         scores = scores.masked_fill(torch.isneginf(_causal(torch.zeros_like(scores), resets)), 0.0)
     else:
         pairs = level[..., :, None, :] - level[..., None, :, :]
         mask = torch.isneginf(_causal(pairs[..., 0] * 0, resets))
         pairs = pairs.masked_fill(mask[..., None], -torch.inf)
-        scores = torch.einsum("bnhik,bnhjk,bnhijk->bnhij", q, k, pairs.exp())
-    to_end, from_start, kept = _edges(level.mT, total, None if resets is None else resets[..., None, :])
+        scores = torch.einsum("bnhik,bnhjk,bnhijk->bnhij", q, k, pairs.to(q.dtype).exp())
+    edges = _edges(level.mT, total, None if resets is None else resets[..., None, :])
+    to_end, from_start, kept = (t.to(log_decay.dtype) for t in edges)
     summaries = (k * to_end.mT).mT @ v  # (B, n, H, K, V)
     states, last = linear_scan(kept[..., None], summaries, h0)
     before = torch.cat([(torch.zeros_like(last) if h0 is None else h0)[:, None], states[:, :-1]], 1)
@@ -154,9 +154,9 @@ def _delta_rule(
     chunk = max(1, min(chunk, length))
     q, k, v, beta = (_chunks(t, chunk) for t in (q, k, v, beta[..., None]))  # (B, n, H, c, ·)
     log_decay, resets = _without_resets(_chunks(log_decay[..., None], chunk)[..., 0])
-    level = log_decay.cumsum(-1)
-    to_end, from_start, kept = _edges(level, level[..., -1], resets)
-    inside = _causal(level[..., :, None] - level[..., None, :], resets).exp()
+    level = log_decay.double().cumsum(-1)
+    to_end, from_start, kept = (t.to(log_decay.dtype) for t in _edges(level, level[..., -1], resets))
+    inside = _causal(_between(level, log_decay.dtype), resets).exp()
     system = (beta * (k @ k.mT) * inside).tril(-1)
     system = system + torch.eye(chunk, dtype=q.dtype, device=q.device)
     right = torch.cat([beta * k * from_start[..., None], beta * v], -1)
@@ -190,6 +190,16 @@ def _without_resets(log_a: Tensor, resets: Tensor | None = None) -> tuple[Tensor
         return log_a, None
     fill = reset if reset.ndim == log_a.ndim else reset[..., None]
     return log_a.masked_fill(fill, 0.0), reset.cumsum(-1)
+
+
+def _between(level: Tensor, dtype: torch.dtype) -> Tensor:
+    """l_i − l_j of summed log-decays (..., c) in double precision, as (..., c, c) of the dtype.
+
+    Sums of many nats lose digits that their differences need: only small ones are narrowed first, which is faster.
+    """
+    if bool((level[..., -1] > -LARGEST).all()):
+        level = level.to(dtype)
+    return (level[..., :, None] - level[..., None, :]).to(dtype)
 
 
 def _causal(pairs: Tensor, resets: Tensor | None) -> Tensor:

@@ -24,7 +24,8 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool
     O(L) work in O(log L) tensor operations (odd-even recursion; Blelloch 1990).  The gradient is the reversed scan
     g_t = ∂h_t + ā_{t+1} g_{t+1}, ∂b = g, ∂a_t = g_t h̄_{t−1}: a loop under plain autograd would cost O(L²).
     """
-    if b.ndim < 2 or a.ndim != b.ndim or a.shape[1] not in (1, b.shape[1]) or not b.shape[1]:
+    fits = a.ndim == b.ndim >= 2 and all(one in (1, all_) for one, all_ in zip(a.shape, b.shape, strict=True))
+    if not fits or not b.shape[1]:
         raise ValueError(f"a must broadcast to b (B, L, ...) with L > 0, got a {tuple(a.shape)} and b {tuple(b.shape)}")
     start = torch.zeros_like(b[:, 0]) if h0 is None else h0
     if start.shape != b[:, 0].shape:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from likely.errors import DataError
+from likely.errors import DataError, LikelyError
 from likely.sequence.parallel.attention import AttentionSharing
 from likely.sequence.parallel.group import SequenceGroup, each_block, sum_gradients
 from likely.sequence.parallel.layout import ShardLayout
@@ -58,7 +58,7 @@ def run_plan(
     loss       Σ over the tokens of a part, e.g. `lambda part, shards: loss_sum(model(part, mesh=shards), part.targets)`
     parameters gradients are added to theirs, and summed over all processes at the end
 
-    Every sequence weighs by its tokens, not by its group.
+    Every sequence weighs by its tokens, not by its group.  What one group refuses is an error of all processes.
     """
     if plan.n_devices != groups.world.size:
         raise DataError(f"the plan is for {plan.n_devices} processes, there are {groups.world.size}")
@@ -71,6 +71,7 @@ def run_plan(
         raise DataError("no sequence has a token with a next one")
     total = 0.0
     for microbatch in plan.microbatches:
+        failed: Exception | None = None
         for planned in microbatch:
             group = groups.of_block(planned.ranks)
             if group is None:
@@ -79,9 +80,15 @@ def run_plan(
             packed = torch.cat(own)[None]
             sizes = torch.tensor([len(ids) for ids in own], device=packed.device)
             documents = torch.repeat_interleave(torch.arange(len(own), device=packed.device), sizes)[None]
-            shards = SequenceShards(group, ShardLayout.of(packed.shape[1], group.size), attention)
-            part = loss(shards.batch(packed, seq_idx=documents), shards) / targets
-            part.backward()
+            try:
+                shards = SequenceShards(group, ShardLayout.of(packed.shape[1], group.size), attention)
+                part = loss(shards.batch(packed, seq_idx=documents), shards) / targets
+                part.backward()
+            except (ValueError, LikelyError) as error:
+                failed = error
+                continue
             total += float(part.detach())
+        if int(groups.world.sum(torch.tensor(int(failed is not None)))):  # the others would wait for it
+            raise failed or DataError("another group cannot compute its sequences, as its processes say")
     sum_gradients(parameters, groups.world)
     return float(groups.world.sum(torch.tensor(total, dtype=torch.float64)))

@@ -19,6 +19,7 @@ from likely.decoding.sampling import Sampling
 from likely.errors import ModelError
 from likely.scoring.likelihood import scored_answer
 from likely.serving.api.confidence import AUTO, ChatConfidence
+from likely.serving.api.forms import form_of
 from likely.serving.api.prompts import PromptEncoder
 from likely.serving.api.replies import TokenNames, json_safe, usage
 from likely.serving.api.schemas import (
@@ -91,6 +92,11 @@ class Answering:
             raise ApiError(
                 400, "logprobs: this is a diffusion model, whose tokens have no log-probability given those before "
                 "them; /v1/score gives a lower bound of an answer's", param="logprobs",
+            )  # fmt: skip
+        if self.model.capabilities.canvas and (form := form_of(asked)[1]):
+            raise ApiError(
+                400, f"{form}: this is a diffusion model, whose tokens are committed in any order, so that no form can "
+                f"be held; /v1/score says which of given answers is likeliest", param=form,
             )  # fmt: skip
         size = self.model.runtime.vocab_size
         worst = max(asked.logit_bias, default=0)

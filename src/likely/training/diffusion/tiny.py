@@ -110,6 +110,10 @@ def train_tiny(
     """
     torch = import_torch()
     folder = Path(folder)
+    if settings.block and task.answer_length % settings.block:
+        raise ValueError(
+            f"block must divide the {task.answer_length} tokens of an answer of {task.name}, got {settings.block}"
+        )
     record = {"task": task.name, "version": VERSION, **_settings_of(task), **asdict(settings)}
     record.pop("checkpoint_every")
     if folder.is_file():

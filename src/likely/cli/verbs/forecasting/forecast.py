@@ -74,6 +74,12 @@ def forecast(
     if model is not None:
         given["model"] = model
     series = read_time_series(file, column, date=date)
+    if len(odd := series.odd_steps):
+        typer.echo(
+            f"Note: {len(odd)} of {len(series) - 1} steps are not the usual one of {series.step_s:g} s, first before "
+            f"row {odd[0] + 1} ({series.times[odd[0]]}): rows are taken as equally far apart",
+            err=True,
+        )
     report = forecast_series(
         series, horizon, method=method, lookback=lookback, season=season, level=level, split=split, settings=given,
         progress=percent("forecasting"),

@@ -52,10 +52,10 @@ def plan(
     from likely.sequence.parallel.planner.comparison import plan_rows
 
     cost = planner.published_cost(model, memory_gb=memory)
-    found = planner.length_batches(
-        planner.read_lengths(lengths), batch, longest=longest or planner.longest_that_fits(devices, cost),
-        multiple=multiple,
-    )  # fmt: skip
+    held, most = planner.read_lengths(lengths), longest or planner.longest_that_fits(devices, cost)
+    found = planner.length_batches(held, batch, longest=most, multiple=multiple)
+    if 0 < (left_out := int((-(-held // multiple) * multiple > most).sum())) < len(held):
+        typer.echo(f"Note: {left_out} of {len(held)} sequences are left out, longer than {most} tokens", err=True)
     if not compare:
         made = planner.plan(next(found), devices, cost, solver=solver)
         if as_json:
