@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import special, stats
 
-from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score, check_share
+from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score
 from likely.metrics.intervals import upper_bound
 
 MOST_ERRORS = 2000  # that a plan counts with
@@ -83,7 +83,7 @@ def fewest_items(risk: float, delta: float = 0.1, *, error_rate: float = 0.0) ->
     Without errors it is the least n with (1−risk)^n <= delta; else n_k of the least k >= error_rate·n_k, where n_k is
     the least n with P(Binomial(n, risk) <= k) <= delta.
     """
-    check_share(risk=risk, delta=delta)
+    _check_levels(risk, delta)
     n, rate = _certifying(risk, delta)
     at = int(np.searchsorted(rate, error_rate))
     return int(n[at]) if at < len(n) else None
@@ -96,7 +96,7 @@ def labels_needed(confidence: Any, *, risk: float, delta: float = 0.1) -> int | 
     At each threshold `fewest_items` for the error rate that the confidences above it say, divided by the share of items
     above it and by the share that is tested.  It is a plan: with so many, about every second set certifies a threshold.
     """
-    check_share(risk=risk, delta=delta)
+    _check_levels(risk, delta)
     falling = np.sort(check_confidence(confidence))[::-1]
     above = np.arange(1, len(falling) + 1)
     n, rate = _certifying(risk, delta)
@@ -152,7 +152,7 @@ def certified_threshold(
     alone: given how many items lie above one threshold, the errors above the next are no binomial sample of its error
     rate.  (With `monotone` they are then at least as many, and the test stays valid.)
     """
-    check_share(risk=risk, delta=delta)
+    _check_levels(risk, delta)
     score = check_score(confidence, "confidence")
     right = check_correct(correct, len(score))
     if monotone:
@@ -189,7 +189,7 @@ def plan_thresholds(confidence: Any, correct: Any, *, tested: int, risk: float, 
     P(Binomial(n, r) <= k): n items expected above the threshold, r = (errors + 1/2) / (items + 1) here, k the most
     errors that n items allow.  It only decides how much is certified, never whether the certificate holds.
     """
-    check_share(risk=risk, delta=delta)
+    _check_levels(risk, delta)
     score = check_score(confidence, "confidence")
     curve = risk_coverage(score, check_correct(correct, len(score)))
     counts = np.round(curve.coverage * len(score))
@@ -208,7 +208,8 @@ def precision_bound(confidence: Any, correct: Any, *, at_least: float, delta: fl
 
     The bound fails with probability <= delta, for an `at_least` chosen without looking at these labels.
     """
-    check_share(delta=delta)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must lie between 0 and 1, got {delta}")
     score = check_score(confidence, "confidence")
     right = check_correct(correct, len(score))
     above = score >= at_least
@@ -263,6 +264,12 @@ def cheapest_threshold(
     thresholds = np.append(np.inf, curve.thresholds)
     best = len(costs) - 1 - int(np.argmin(costs[::-1]))
     return float(thresholds[best]), float(costs[best])
+
+
+def _check_levels(risk: float, delta: float) -> None:
+    for name, value in (("risk", risk), ("delta", delta)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
 
 def _check_costs(wrong: float, ask: float, bigger_error: float) -> None:

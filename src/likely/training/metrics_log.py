@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from likely.errors import CapabilityError, DataError, needs
+from likely.errors import CapabilityError, DataError, missing_extra
 from likely.io.whole_file import write_whole_file
 
 
@@ -68,10 +68,12 @@ def open_trackers(names: Sequence[str], folder: Path, *, run: str = "likely") ->
     """
     if not names:
         return []
-    with needs("accelerate", "train"):
+    try:
         from accelerate import PartialState
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
         from accelerate.utils import LoggerType
+    except ImportError:
+        raise missing_extra("accelerate", "train") from None
     PartialState()
     have = [str(name) for name in get_available_trackers()]
     have += [name for name in LOGGER_TYPE_TO_CLASS if name not in LoggerType.list()]
