@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from likely.errors import ModelError, first_line
+from likely.errors import ModelError
 from likely.formats.folder import read_folder, read_json
 from likely.formats.safetensors_file import read_entries
 from likely.runtimes.machine import check_weights_fit
@@ -48,7 +48,7 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
                 str(folder_or_id), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({first_line(error)})") from error
+        raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({one_line(error)})") from error
     if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
     return module.to(device)
@@ -91,7 +91,7 @@ def read_from_hub(name: str, file: str) -> dict[str, Any]:
     try:
         place = cached_file(name, file, **dict.fromkeys(quiet, False))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{name}: cannot be loaded by transformers ({first_line(error)})") from None
+        raise ModelError(f"{name}: cannot be loaded by transformers ({one_line(error)})") from None
     return read_json(Path(place)) if place else {}  # without a config transformers itself will refuse
 
 
@@ -126,3 +126,7 @@ def quiet() -> Iterator[None]:
         hub.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def one_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
