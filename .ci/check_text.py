@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+from likely.cli.app import run
 
 ROOT = Path(__file__).parents[1]
 GROUPS = "align label|align protein|align|audit probes|audit|batch|calibrate|deploy|diffusion|draft|prompts"
@@ -40,12 +44,9 @@ def unknown_options() -> list[str]:
                 block,
             ):
                 if verb not in help_of:
-                    done = subprocess.run(
-                        [sys.executable, "-c", "from likely.cli import main; main()", *verb.split(), "--help"],
-                        capture_output=True,
-                        text=True,
-                    )
-                    help_of[verb] = done.stdout
+                    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()):
+                        run([*verb.split(), "--help"])
+                    help_of[verb] = out.getvalue()
                 for option in re.findall(r"(?<!\S)--[\w-]+", rest):
                     if option not in help_of[verb]:
                         problems.append(f"{file.relative_to(ROOT)}: likely {verb} has no {option}")

@@ -155,14 +155,8 @@ def test_a_batch_is_each_alone(target, preset):
     assert [f[0].tokens for f in run(runtime, *wanted)] == [run(runtime, r)[0][0].tokens for r in wanted]
 
 
-def test_a_runtime_without_trees_takes_no_drafts():
-    runtime = FACTORIES[RUNTIMES["recompute"]][0]()
-    with pytest.raises(CapabilityError):
-        Loop(runtime, lambda t: b"", frozenset()).add(Request((1,), drafter=RandomTrees(8)))
-
-
 DRAFTERS = ("lookup", "suffix, trees", "model, chain", "random trees")
-DRAFTED = pairwise(itertools.product([kind for kind in RUNTIMES if kind != "recompute"], PRESETS, DRAFTERS))
+DRAFTED = pairwise(itertools.product(RUNTIMES, PRESETS, DRAFTERS))
 
 
 @pytest.mark.sampled(4)
