@@ -51,3 +51,11 @@ def test_what_is_wrong_is_refused_in_one_line(cli, tmp_path):
     one_line(cli("models"), 1, "config.toml", "model must be a text")
     (tmp_path / "config.toml").write_text("model = \n")
     one_line(cli("models"), 1, "config.toml", "not TOML")
+
+
+def test_an_error_of_the_system_is_told_without_its_number(cli, monkeypatch):
+    def fail():
+        raise OSError(30, "Read-only file system", "/x")
+
+    monkeypatch.setattr("likely.cli.verbs.project.config.read_config", fail)
+    assert cli("config").err == "Error: /x: Read-only file system\n"

@@ -138,5 +138,8 @@ def _fail(error: Exception, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"Error: {_one_line(str(error)) or type(error).__name__}", err=True)
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    typer.echo(f"Error: {_one_line(message) or type(error).__name__}", err=True)
     return code
