@@ -106,8 +106,8 @@ def train(
         online = online_settings(method, given)
         with bars() as progress:
             report = train_on_own_samples(
-                pairs, online, run.settings(), reward=open_reward(reward), scale=scale, test=run.test, sampled_prompts=prompts,
-                only_estimate=run.estimate, say=say, progress=progress,
+                pairs, online, run.settings(), reward=open_reward(reward), scale=scale, test=run.test,
+                sampled_prompts=prompts, only_estimate=run.estimate, say=say, progress=progress,
             )  # fmt: skip
         print_report(report, run)
         return
