@@ -235,7 +235,7 @@ def test_a_reward_model_of_another_tokenizer_judges_nothing(path, tmp_path):
     rows = written(tmp_path, PAIRS)
     train_reward_model(rows, settings(path, tmp_path / "reward", steps=1))
     reward = open_reward(str(tmp_path / "reward"))
-    other = str(write_tiny_llama(tmp_path / "other.gguf", vocab=340))
+    other = str(write_tiny_llama(tmp_path / "other.gguf", vocab=310))
     for work in (
         lambda: write_pairs(rows, tmp_path / "pairs.jsonl", reward, model=other, max_tokens=2),
         lambda: train_on_preferences(rows, dpo(), settings(other, tmp_path / "out"), reward=reward),

@@ -126,9 +126,9 @@ def vote_all(queue, votes):
 
 def test_lines_that_are_no_probes_are_named(tmp_path):
     file, probe = tmp_path / "probes.jsonl", {"case": "q0", "number": 0, "text": "x", "failed": [], "origin": {}}
-    file.write_text(f'{json.dumps({"kind": "probes"})}\n{json.dumps(probe)}\n')
+    file.write_text(f"{json.dumps({'kind': 'probes'})}\n{json.dumps(probe)}\n")
     assert [found.case for found in read_probes(file)] == ["q0"]
-    file.write_text(f'{json.dumps(probe)}\n{json.dumps({"id": "q1", "text": "y"})}\n')
+    file.write_text(f"{json.dumps(probe)}\n{json.dumps({'id': 'q1', 'text': 'y'})}\n")
     with pytest.raises(DataError, match=r"probes.jsonl:2: no probe"):
         read_probes(file)
     file.write_text('{"kind": "probes"}\n')

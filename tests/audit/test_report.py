@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from likely.audit.report import AuditReport, Finding, ReportExample, markdown_table
+from likely.audit.report import AuditReport, Finding, ReportExample, markdown_table, share_interval
 from likely.show.audits import audit_page
 
 EVIL = '<script>alert("x")</script>|a\nb'
@@ -54,6 +54,13 @@ def test_counts_have_no_decimals_and_measured_values_have():
     assert Finding("a", "rank", 576.0, unit="dimensions").text() == "576 dimensions"
     assert Finding("a", "error", 0.25, unit="nats").text() == "0.250 nats"
     assert Finding("a", "flip rate", 1.0, 0.8, 1.0, "share").text() == "1.000 [0.800, 1.000] share"
+
+
+def test_few_alike_cases_are_no_certainty():
+    low, high = share_interval([0.0, 0.0])
+    assert low == 0 and high == pytest.approx(0.658, abs=1e-3)  # Wilson's of 0 of 2; a bootstrap says [0, 0]
+    low, high = share_interval([0.0, 0.5, 1.0])
+    assert 0 <= low < 0.5 < high <= 1
 
 
 def test_findings_by_name():

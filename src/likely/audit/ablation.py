@@ -23,7 +23,7 @@ from likely.metrics.intervals import wilson
 from likely.metrics.paired import paired_difference
 
 SegmentControl = Literal["shuffle", "swap", "filler"]
-CONTROLS: Mapping[SegmentControl, str] = {
+CONTROLS: Mapping[str, str] = {
     "shuffle": "its words, or the characters of a text without spaces, in random order",
     "swap": "the segment of another case",
     "filler": "as many characters that say nothing",
@@ -289,7 +289,7 @@ def _verdict(segment: str, findings: Sequence[Finding], spoils: Sequence[str]) -
     for kind in spoils:
         over = next(f for f in findings if f.quantity == f"gain over its {kind}")
         if over.low is not None and over.low <= 0:
-            other = CONTROLS[kind]  # type: ignore[index]
+            other = CONTROLS[kind]
             said = (
                 f"{segment} is noise beyond its form: it gains {alone.text()} alone, and {other} in its place does as "
                 f"well (difference {over.text()})."

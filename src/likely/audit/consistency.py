@@ -10,7 +10,7 @@ import numpy as np
 
 from likely.audit.case import Case, CaseRecord, Perturb, Variant
 from likely.audit.probes import Probe, question_of_case
-from likely.audit.report import AuditReport, Finding, ReportExample
+from likely.audit.report import AuditReport, Finding, ReportExample, share_interval
 from likely.errors import DataError
 from likely.io.hashes import fingerprint
 from likely.metrics.bootstrap import interval, mean_interval
@@ -113,7 +113,8 @@ def consistency_report(
     def mean(quantity: str, values: Sequence[float], unit: str) -> Finding:
         if not values:
             return Finding("answers", quantity, None, note="no case has a probe")
-        low, high = mean_interval(list(values), resamples=resamples)
+        ends = share_interval if unit == "share" else mean_interval
+        low, high = ends(list(values), resamples=resamples)
         return Finding("answers", quantity, float(np.mean(values)), low, high, unit, len(values))
 
     single_right = np.array([c.single.argmax() for c in found]) == answers
@@ -140,7 +141,7 @@ def consistency_report(
     findings.append(_errors_found(apart, ~single_right, resamples))
     if probes:
         passed = [float(p.passed) for p in probes]
-        low, high = mean_interval(passed, resamples=resamples)
+        low, high = share_interval(passed, resamples=resamples)
         findings.append(Finding("probes", "pass the screens", float(np.mean(passed)), low, high, "share", len(passed)))
     order = np.argsort(-apart, kind="stable")
     table = [

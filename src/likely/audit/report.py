@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from likely.io.hashes import fingerprint
+from likely.metrics.bootstrap import mean_interval
+from likely.metrics.intervals import wilson
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class Finding:
         ends = "" if self.low is None or self.high is None else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
         value = f"{self.value:.{0 if not ends and float(self.value).is_integer() else digits}f}"
         return f"{value}{ends}{f' {self.unit}' if self.unit else ''}"
+
+
+def share_interval(values: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """(low, high) of a mean of values in [0, 1]: by bootstrap, or Wilson's where all are 0 or 1 and it may have no
+    width."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson(round(sum(values)), len(values))
+    return mean_interval(list(values), resamples=resamples)
 
 
 @dataclass(frozen=True)

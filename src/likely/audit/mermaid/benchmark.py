@@ -13,9 +13,8 @@ from likely.audit.mermaid.drawing import draw_diagram
 from likely.audit.mermaid.grammar import close_diagram, named_participants, sequence_grammar
 from likely.audit.mermaid.lexer import MermaidSyntaxError
 from likely.audit.mermaid.parser import parse_sequence
-from likely.audit.report import AuditReport, Finding, ReportExample
+from likely.audit.report import AuditReport, Finding, ReportExample, share_interval
 from likely.errors import DataError, check_choice
-from likely.metrics.bootstrap import mean_interval
 from likely.metrics.paired import paired_difference
 
 MODES = ("zero-shot", "one-shot", "guided", "guided one-shot")
@@ -106,7 +105,7 @@ def diagram_report(
             values = [f["overall"] if name == "overall" else f["scores"][name] for f in found]
             given = [float(v) for v in values if v is not None]
             if given:
-                low, high = mean_interval(given)
+                low, high = share_interval(given)
                 findings.append(Finding(mode, name, float(np.mean(given)), low, high, "share", len(given)))
             else:
                 findings.append(Finding(mode, name, None, note="in no case", n=0))
@@ -139,7 +138,7 @@ def diagram_report(
     return AuditReport(
         "Sequence diagrams from flows in words",
         "Does the model turn a described flow into a valid and complete Mermaid sequence diagram?",
-        verdicts, findings, header, rows, _examples(records, examples),
+        verdicts, sorted(findings, key=lambda f: f.quantity != "valid"), header, rows, _examples(records, examples),
         ("Whether a person would find the diagrams useful.", "How Mermaid draws them: the drawings are our own."),
         (
             "Every criterion is a share between 0 and 1, and 1 is best. valid: the text is a diagram at all; clean: "

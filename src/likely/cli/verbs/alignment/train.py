@@ -104,11 +104,10 @@ def train(
             raise typer.BadParameter(f"{method} needs somebody who compares its samples", param_hint="--reward")
         scale = given.pop("scale", 1.0)
         online = online_settings(method, given)
-        judge = open_reward(reward)
         with bars() as progress:
             report = train_on_own_samples(
-                pairs, online, run.settings(), reward=judge, scale=scale, test=run.test, sampled_prompts=prompts,
-                only_estimate=run.estimate, say=say, progress=progress,
+                pairs, online, run.settings(), reward=open_reward(reward), scale=scale, test=run.test,
+                sampled_prompts=prompts, only_estimate=run.estimate, say=say, progress=progress,
             )  # fmt: skip
         print_report(report, run)
         return
