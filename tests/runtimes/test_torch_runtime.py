@@ -459,10 +459,15 @@ def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="missing"):
         TorchRuntime.from_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 1 << 30}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | {"num_hidden_layers": 1 << 30}))
     with pytest.raises(ModelError, match="names 1073741824 layers, and there are"):
         TorchRuntime.from_pretrained(tmp_path)
+    for wrong in ({"num_attention_heads": 0}, {"num_key_value_heads": 0}, {"rms_norm_eps": "x"}):
+        (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | wrong))
+        with pytest.raises(ModelError, match="cannot be loaded by transformers"):
+            TorchRuntime.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):
         TorchRuntime.from_pretrained(tmp_path)

@@ -227,6 +227,7 @@ def run_mergequant(decoder: DecoderMap, settings: MethodSettings) -> Quantized:
     """As a method of `compress`."""
     scheme, calibration = settings.needed()
     scheme = parse_merged(scheme)
+    assert scheme.activation_bits is not None
     merging = MergeQuant(
         scheme.bits, scheme.activation_bits, other_inputs=settings.other_inputs, rounding=settings.rounding
     )

@@ -26,6 +26,7 @@ INDEX = "model.safetensors.index.json"
 
 def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
     """The model of a folder with safetensors weights, or of a hub id.  Code from a model is never run."""
+    from huggingface_hub.errors import StrictDataclassError  # of a setting that is out of bounds
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -47,7 +48,10 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
             module, found = AutoModelForCausalLM.from_pretrained(
                 str(folder_or_id), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, ImportError, SafetensorError,
+        StrictDataclassError,
+    ) as error:  # fmt: skip
         raise ModelError(f"{folder_or_id}: cannot be loaded by transformers ({one_line(error)})") from error
     if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
