@@ -50,6 +50,5 @@ def perplexity(
     scores = score_items(runtime, windows(item, window=window, stride=stride), progress=progress)
     nats = -sum(sum(s.logprobs) for s in scores)
     tokens, size = len(item.tokens) - item.start, len(text.encode())
-    return Perplexity(
-        tokens, size, nats, nats / tokens, float(np.exp(nats / tokens)), nats / np.log(2) / size, window, stride
-    )
+    bits_per_byte = float(nats / np.log(2) / size)
+    return Perplexity(tokens, size, nats, nats / tokens, float(np.exp(nats / tokens)), bits_per_byte, window, stride)
