@@ -64,6 +64,7 @@ class Rewriter:
                     made.append(self._call("put", [self._expression(expression, statement, at)]))
                 case HoleAt(name, tactic, at, decorator):
                     later = [p.name for p in pieces[number + 1 :] if isinstance(p, HoleAt)]
+                    call: ast.expr
                     if name == target:
                         call = self._method("distribution", [ast.Constant(name), values], options)
                     else:

@@ -222,7 +222,7 @@ class ChatsEndpoint:
         return StartedChat(len(rendered.tokens), head, ticket, bound, described, held, began)
 
 
-def _of_calls(reason: str | None, complete: bool | None) -> str | None:
+def _of_calls(reason: str, complete: bool | None) -> str:
     """Why a text with calls ended; one that was cut, by a stop string too, ended for that reason."""
     return "tool_calls" if complete or (complete is None and reason == "stop") else reason
 
