@@ -259,12 +259,10 @@ def test_whoever_waits_is_told_when_the_thread_breaks():
             raise OSError("no such room")
 
         model.runtime.free_tokens = broken
-        with pytest.raises(EngineFailed, match="no such room"):
-            async with asyncio.timeout(60):
-                async for _ in engine.submit(Request((1,), max_tokens=60)):
-                    pass
-        with pytest.raises(EngineFailed, match="no such room"):
-            engine.submit(Request((1,)))
+        for _ in range(2):  # the second may come before the thread has ended
+            with pytest.raises(EngineFailed, match="no such room"):
+                async with asyncio.timeout(60):
+                    await whole(engine.submit(Request((1,), max_tokens=60)))
         engine.close()
 
     asyncio.run(run())
