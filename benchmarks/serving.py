@@ -86,7 +86,7 @@ class Load:
 def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict[str, Any]:
     topic = TOPICS[number % len(TOPICS)]
     messages = [{"role": "user", "content": f"Question {number}: tell me something about {topic}."}]
-    body: dict[str, Any] = {"temperature": 0, "max_tokens": tokens, "stream": True}
+    body: dict[str, Any] = {"temperature": 0, "frequency_penalty": 0, "max_tokens": tokens, "stream": True}
     body["stream_options"] = {"include_usage": True}
     if kind == "shared-prefix":
         messages.insert(0, {"role": "system", "content": RULES})

@@ -9,7 +9,7 @@ import pytest
 from drafter_factories import MADE
 from factories import FACTORIES
 from pairwise import pairwise
-from speculation_product import CHOICES, RUNTIMES, cases, possible, requests
+from speculation_product import BATCHES, CHOICES, RUNTIMES, cases, possible, requests
 from statistics_of_draws import chi_square_p
 
 from likely.decoding.loop import Loop
@@ -48,7 +48,7 @@ def run(runtime, wanted: list[Request]):
 def test_text_and_logprobs_are_those_of_plain_decoding(target, name, choice):
     _, runtime, tolerance = target
     source = MADE[name].build(runtime)
-    for batch in (1, 3, 8):
+    for batch in BATCHES:
         plain = requests(choice, batch, runtime.vocab_size)
         drafted = [replace(r, drafter=source) for r in plain]
         found = run(runtime, drafted)

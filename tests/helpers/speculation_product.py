@@ -16,6 +16,7 @@ from likely.runtimes.toy import ToyRuntime
 
 # the real engines on tiny random weights
 RUNTIMES = {"toy": "toy", "torch": "torch", "llamacpp": "llamacpp-f32", "native": "native"}
+BATCHES = (1, 3, 8)  # requests at a time
 CHOICES: dict[str, dict[str, Any]] = {
     "greedy": {"sampling": Sampling(temperature=0.0)},
     "sampled, keyed": {"sampling": Sampling(temperature=0.9, top_p=0.95, seed=11)},

@@ -120,5 +120,5 @@ def typed_commands(folder: Path) -> dict[str, str]:
     shutil.copy(cache_dir() / "hashes.json", cache)
     return {
         **os.environ, "PATH": f"{likely.parent}:{os.environ['PATH']}", "LIKELY_CACHE": cache,
-        "LIKELY_CALIBRATORS": str(folder / "calibrators"),
+        "LIKELY_CALIBRATORS": str(folder / "calibrators"), "LIKELY_CONFIG": str(folder / "config.toml"),
     }  # fmt: skip
