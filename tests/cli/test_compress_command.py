@@ -35,7 +35,7 @@ def test_errors_come_before_the_work(cli, wide, tmp_path):
         (("--method", "rnt", "--out", tmp_path / "a.gguf"), 'did you mean "rtn"'),
         (("--out", tmp_path / "nosuch" / "a.gguf"), "create it first"),
         (("--sparsity", "0.5", "--out", tmp_path / "a.gguf"), "no sparsity"),
-        (("--method", "gptq", "--calibration", "", "--out", tmp_path / "a.gguf"), "no data set"),  # is called so, or is there at all
+        (("--method", "gptq", "--calibration", "", "--out", tmp_path / "a.gguf"), "no data set"),
         (("--method", "gptq", "--calibration", tmp_path, "--out", tmp_path / "a.gguf"), "is not a file"),
         ((), "Missing option"),
     ):
