@@ -96,6 +96,18 @@ def test_prophet_at_its_ends(lm):
     assert (at_once.answers == diffusion_generate(lm.predictor, prompts, length=4, steps=1).answers).all()
 
 
+def test_a_prophet_looks_no_further_than_the_model_s_end(lm, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(Prophet, "decide", lambda self, _, __, share: (seen.add(self.end_id), share > 2)[1])
+    monkeypatch.setattr(lm.tokenizer, "end_ids", frozenset({1}))
+    stop = Prophet()
+    lm.with_decoding(stop=stop)
+    lm.generate("abca", temperature=0.0, max_tokens=4)
+    lm.with_decoding(stop=Prophet(end_id=2))
+    lm.generate("abca", temperature=0.0, max_tokens=4)
+    assert seen == {1, 2} and stop.end_id is None
+
+
 def test_the_path_of_a_decoded_text_is_scored_by_its_own_steps(lm):
     [prompt] = ids_of(lm, ["abca"])
     found = diffusion_generate(lm.predictor, prompt, length=4)

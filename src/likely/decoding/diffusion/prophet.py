@@ -66,7 +66,7 @@ class Prophet:
     aggregate   of the gaps of the region: "mean", "min", or a quantile between 0 and 1
     commit      "all": the answer is finished;  "block": only the current block is filled
     end_id      of a "masked" region, positions behind the first one where this token is the most likely are left out:
-                models are sure of what stands behind the end of an answer
+                models are sure of what stands behind the end of an answer.  `lm` puts its model's own here if none is given
     """
 
     def __init__(
@@ -103,9 +103,11 @@ class Prophet:
             return np.where(count > 0, means, np.inf)
         if self.aggregate == "min":
             return np.where(region, gaps, np.inf).min(axis=1)
-        return np.array(
-            [np.quantile(g[r], self.aggregate) if r.any() else np.inf for g, r in zip(gaps, region, strict=True)]
-        )
+        with np.errstate(invalid="ignore"):  # between two infinite gaps numpy finds no number
+            found = np.array(
+                [np.quantile(g[r], self.aggregate) if r.any() else np.inf for g, r in zip(gaps, region, strict=True)]
+            )
+        return np.where(np.isnan(found), np.inf, found)
 
     def positions(self, logits: FloatArray, canvas: Canvas) -> BoolArray:
         """(B, L) the masked positions of the region."""

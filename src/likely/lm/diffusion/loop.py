@@ -6,6 +6,7 @@ settings that wait together share a canvas run; the event of a block comes when 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from likely.decoding.diffusion.generate import DiffusionRun, begin_diffusion
+from likely.decoding.diffusion.prophet import Prophet
 from likely.decoding.loop import CallCounts, Loop
 from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.sequence_state import SequenceState
@@ -122,7 +124,10 @@ class CanvasLoop(Loop):
         return length, block, sampling.temperature, sample_seed(sampling.seed, state.sample)
 
     def _start(self, states: list[SequenceState], length: int, block: int, temperature: float, seed: int) -> None:
-        settings = self.settings
+        settings, stop, end_id = self.settings, self.settings.stop, min(self.end_ids, default=None)
+        if isinstance(stop, Prophet) and stop.end_id is None:
+            stop = copy.copy(stop)
+            stop.end_id = end_id
         one_length = settings.cache == "none" and not settings.guidance
         groups: dict[int, list[SequenceState]] = {}
         for state in states:
@@ -133,8 +138,8 @@ class CanvasLoop(Loop):
                 [state.request.prompt for state in group], length=length, block_length=block,
                 steps=settings.steps(length, block), proposal=settings.proposal, temperature=temperature,
                 guidance=settings.guidance, schedule=settings.schedule, pinned=self._pinned(length),
-                cache=settings.cache, end_id=min(self.end_ids, default=None), end_policy=settings.end_policy,
-                accelerator=settings.accelerator, stop=settings.stop, seed=seed,
+                cache=settings.cache, end_id=end_id, end_policy=settings.end_policy,
+                accelerator=settings.accelerator, stop=stop, seed=seed,
             )  # fmt: skip
             self._runs.append(_Run(run, list(group)))
 
