@@ -66,7 +66,7 @@ class Prophet:
     aggregate   of the gaps of the region: "mean", "min", or a quantile between 0 and 1
     commit      "all": the answer is finished;  "block": only the current block is filled
     end_id      of a "masked" region, positions behind the first one where this token is the most likely are left out:
-                models are sure of what stands behind the end of an answer.  `lm` puts its model's own here if none is given
+                models are sure of what stands behind the end of an answer.  None: in `lm` the model's own
     """
 
     def __init__(
