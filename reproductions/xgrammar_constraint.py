@@ -105,22 +105,19 @@ class XGrammarConstraint(TextConstraint):
     def accepting(self) -> bool:
         return self.ended or self.matcher.is_completed()
 
-    def allowed(self, remaining: int | None = None) -> Mask:
-        if self.ended:
-            return no_tokens(self.vocab_size)
+    def _text_mask(self) -> Mask:
         if self._mask is None:
             mask = no_tokens(self.vocab_size)
             if not self.matcher.fill_next_token_bitmask(mask.view("int32")[None]):
                 mask[:] = 0xFFFFFFFF  # it left the mask alone: everything goes
-            mask &= self.vocabulary.text_mask
-            self._mask = mask | self.vocabulary.end_mask if self.accepting else mask
+            self._mask = mask & self.vocabulary.text_mask
         return self._mask
 
     @property
     def finished(self) -> bool:
         if self.ended:
             return True
-        return self.accepting and not (self.allowed() & ~self.vocabulary.end_mask).any()
+        return self.accepting and not self._text_mask().any()
 
     def forced(self) -> list[int]:
         if self.ended:

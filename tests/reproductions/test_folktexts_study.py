@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 
 import numpy as np
@@ -158,7 +159,9 @@ def test_the_table_alone_is_tested_anew(study, table):
     from likely.evidence.results import read_result
 
     earlier = read_result(ROOT / "results" / "folktexts.json")
-    assert study.refreshed(earlier, table) == earlier
+    rounded = [json.loads(one.model_dump_json(), parse_float=lambda digits: round(float(digits), 12))
+               for one in (study.refreshed(earlier, table), earlier)]  # fmt: skip
+    assert rounded[0] == rounded[1]
     fewer = [row for row in table if row["config_task_name"] != "ACSIncome"]
     changed = study.refreshed(earlier, fewer)
     for part in ("figures", "checks"):
