@@ -92,7 +92,8 @@ def measured(folder: Path, rows: list[dict[str, Any]], *more: str) -> dict[str, 
         "estimated_seconds": report["estimate"]["seconds"],
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
         "dropped": report["dropped"], "cut": report["cut"], "losses": report["losses"],
-        "before": held[0], "after": held[1], "threads": THREADS, "command": "likely " + " ".join(line[3:]).replace(f"{folder}/", ""),
+        "before": held[0], "after": held[1], "threads": THREADS,
+        "command": "likely " + " ".join(line[3:]).replace(f"{folder}/", ""),
     }  # fmt: skip
 
 
