@@ -8,6 +8,7 @@ from typing import Any
 
 from likely.calibration.calibrator import Calibrator
 from likely.calibration.selective import certified_threshold, fewest_items, labels_needed, precision_bound
+from likely.metrics.checks import check_share
 
 DELTA = 0.1  # the guarantee may fail for this share of labelled sets
 RISKS = (0.05, 0.1, 0.2, 0.3)  # that a plan speaks of
@@ -42,12 +43,6 @@ class AbstentionRule:
         return {"threshold": None if math.isinf(self.threshold) else self.threshold, "guarantee": self.guarantee}
 
 
-def check_shares(**given: float | None) -> None:
-    for name, value in given.items():
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-
-
 def abstention_rule(
     calibrator: Calibrator, *, at_least: float | None = None, risk: float | None = None, delta: float = DELTA
 ) -> AbstentionRule:
@@ -60,7 +55,7 @@ def abstention_rule(
     """
     if (at_least is None) == (risk is None):
         raise ValueError("give one of at_least and risk")
-    check_shares(at_least=at_least, risk=risk, delta=delta)
+    check_share(at_least=at_least, risk=risk, delta=delta)
     confidence, correct = calibrator.confidence, calibrator.correct
     certainty = f"{_percent(1 - delta)} certainty"
     if at_least is not None:

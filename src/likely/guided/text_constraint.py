@@ -55,7 +55,7 @@ class TextConstraint(ABC):
 
     def _may_follow(self, token: int, text: bytes) -> bool:
         """Whether this token of text may come next."""
-        return contains(self._text_mask(), token)
+        return contains(self.allowed(), token)
 
     def advance(self, token: int) -> None:
         if not self.permits(token):

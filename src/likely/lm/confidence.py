@@ -14,10 +14,11 @@ from typing import Any, Literal, Protocol, TypedDict, Unpack
 from likely.calibration.calibrator import Calibrator, binding
 from likely.calibration.recalibrators.answer import within_form
 from likely.calibration.store import accept, check_task, find, folder, named, why_none
-from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, check_shares, what_it_takes
+from likely.calibration.threshold import DELTA, AbstentionRule, abstention_rule, what_it_takes
 from likely.errors import CapabilityError, DataError, RemoteError, check_choice
 from likely.lm.options import ASK_DEFAULTS, OPTIONS, TextOptions
 from likely.lm.results import Answer, AnswerStream
+from likely.metrics.checks import check_share
 from likely.models.chat_template import Message
 from likely.models.load import ModelInfo
 
@@ -89,7 +90,7 @@ class ConfidencePolicy:
     def __post_init__(self) -> None:
         check_task(self.task)
         check_choice("if_unavailable", self.if_unavailable, ("error", "answer"))
-        check_shares(at_least=self.at_least, risk=self.risk, delta=self.delta)
+        check_share(at_least=self.at_least, risk=self.risk, delta=self.delta)
         if self.at_least is not None and self.risk is not None:
             raise ValueError("give one of at_least and risk")
         if self.fallback is not None and not self.has_threshold:

@@ -84,10 +84,10 @@ def check_score(score: Any, name: str = "score") -> Floats:
     return array
 
 
-def check_share(**settings: float) -> None:
-    """ValueError unless each lies between 0 and 1, the ends left out."""
+def check_share(**settings: float | None) -> None:
+    """ValueError unless each that is given lies between 0 and 1, the ends left out."""
     for name, value in settings.items():
-        if not 0 < value < 1:
+        if value is not None and not 0 < value < 1:
             raise ValueError(f"{name} must lie between 0 and 1, got {value}")
 
 

@@ -39,7 +39,7 @@ struct Unpacked {
     for (int j = 0; j < count; j++) {
       const uint8_t* group = walk.next();
       const Scales<t> s = scales_of<t>(walk.head, group);
-      minimum[j] = s.minimum;
+      if constexpr (Coding<t>::minimum) minimum[j] = s.minimum;
       each_step<0, PARTS>([&](auto k) {
         scale[PARTS * j + k] = s.scale[k];
         each_step<0, 8>([&](auto step) {
