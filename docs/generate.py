@@ -288,6 +288,20 @@ def sequence_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
 
 
+def serving_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
+    """docs/server.md or docs/quickstart.md with what was measured."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import serving_tables as tables
+
+    made = {
+        "serving": timed(benchmarks, "serving", tables.load),
+        "serving_stalls": timed(benchmarks, "serving_stalls", tables.stalls),
+        "first_minute": timed(benchmarks, "first_minute", tables.first_minute),
+        "first_minute_gemma3": timed(benchmarks, "first_minute_gemma3", tables.first_minute),
+    }
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
 def diffusion_guide(path: Path, results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]]) -> str:
     """docs/diffusion.md with the table of `likely diffusion analyse`, as it prints it, and the figures on text."""
 
@@ -447,6 +461,9 @@ def documents(*, outputs: bool) -> dict[Path, str]:
     sequence = ROOT / "docs" / "long-context.md"
     if sequence.exists():
         made[sequence] = sequence_guide(sequence, benchmarks)
+    for page in (ROOT / "docs" / "server.md", ROOT / "docs" / "quickstart.md"):
+        if page.exists():
+            made[page] = serving_guide(page, benchmarks)
     diffusion = ROOT / "docs" / "diffusion.md"
     if diffusion.exists():
         made[diffusion] = diffusion_guide(diffusion, results, benchmarks)

@@ -112,6 +112,7 @@ KNOWN: tuple[KnownModel, ...] = (
         present=lambda: len(_gemma3_parts()) == 4,
         aliases=("gemma3-270m", "gemma"),
         chat=False,
+        settings={"frequency_penalty": 0.6},
     ),
 )
 DEFAULT_MODEL = "smollm2"
