@@ -49,7 +49,7 @@ class VerbCommand(TyperCommand):
         order = self.make_parser(ctx).parse_args(args=list(args))[2]
         for option in self.params:
             if option.metavar == LIST and order.count(option) > 1:
-                raise typer.BadParameter("give it once, with commas between: a,b", ctx, option)
+                raise typer.BadParameter("give it once, with commas between: a,b", ctx, param_hint=option.opts[0])
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

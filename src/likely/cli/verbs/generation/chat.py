@@ -340,7 +340,8 @@ class Conversation:
             record["unanswered"] = self.unanswered  # /retry asks it again
         write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
         if not quiet:
-            typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
+            more = "" if self.unanswered is None else " and the question that has no answer"
+            typer.echo(f"saved {len(self.messages)} messages{more} to {path}", err=True)
 
     def load(self, path: Path) -> None:
         from likely.models.chat_template import check_messages
