@@ -303,6 +303,24 @@ def test_a_reward_model_judges_samples_that_become_pairs(path, tmp_path):
     pairs = read_pairs(tmp_path / "pairs.jsonl", RowEncoder(lm, 64))
     assert all(p.preference >= 0.5 for p in pairs)
     assert all(reward([p.first])[0] >= reward([p.second])[0] for p in pairs)
+
+    def stop(what, done, of):
+        raise KeyboardInterrupt
+
+    whole, part = (tmp_path / "pairs.jsonl").read_bytes(), tmp_path / "pairs.jsonl.part"
+    settings_ = {"model": path, "n": 3, "max_tokens": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("likely.alignment.runs.sampling.TOGETHER", 2)
+        with pytest.raises(KeyboardInterrupt):
+            write_pairs(prompts, tmp_path / "pairs.jsonl", reward, **settings_, progress=stop)
+        assert len(part.read_text().splitlines()) == 3  # a header and two prompts
+        with pytest.raises(DataError, match="made with another seed"):
+            write_pairs(prompts, tmp_path / "pairs.jsonl", reward, **settings_, seed=1)
+        drawn = []
+        assert write_pairs(
+            prompts, tmp_path / "pairs.jsonl", reward, **settings_, progress=lambda *a: drawn.append(a)
+        ) == found  # fmt: skip
+    assert len(drawn) == 1 and (tmp_path / "pairs.jsonl").read_bytes() == whole and not part.exists()
     with pytest.raises(DataError, match='no reward is called "vader"'):
         open_reward("vader")
 

@@ -18,6 +18,7 @@ from likely.alignment.links import (
     robust_preference,
     smoothed_preference,
 )
+from likely.alignment.methods import cdpo, dpo, implied_preference, ipo, robust_dpo
 
 MARGINS = torch.linspace(-6, 6, 25, dtype=torch.float64)
 LINKS = [Logistic(0.7), Hinge(0.5), Square(0.3)]
@@ -125,3 +126,21 @@ def test_ipo_with_cyclic_preferences_finds_its_formula():
     expected = reference * (preferences @ mu / tau).exp()
     torch.testing.assert_close(found, expected / expected.sum(), atol=1e-6, rtol=0)
     assert found.tolist() == pytest.approx([0.366, 0.248, 0.387], abs=1e-3)
+
+
+@pytest.mark.parametrize("method", [dpo(), cdpo(epsilon=0.2), robust_dpo(epsilon=0.2), ipo()], ids=lambda m: m.name)
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.7])
+def test_the_preference_that_a_margin_stands_for_has_its_lowest_loss_there(method, share):
+    """Also where labels are smoothed or made unbiased: what calibration is measured of."""
+    p = torch.tensor([share], dtype=torch.float64)
+    margin = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    best = torch.optim.LBFGS([margin], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def loss():
+        best.zero_grad()
+        found = pair_loss(method.link, margin, method.labels(p)).sum()
+        found.backward()
+        return found
+
+    best.step(loss)
+    torch.testing.assert_close(implied_preference(method, margin.detach()), p, atol=1e-4, rtol=0)

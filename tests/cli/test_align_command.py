@@ -45,9 +45,17 @@ def test_refusals_are_one_line(cli, tiny_model, pairs, tmp_path):
         (("train", tmp_path / "none.jsonl", "-m", tiny_model), "cannot read"),
         (("train", pairs, "-m", tiny_model, "--method", "dpoo"), 'did you mean "dpo"?'),
         (("train", pairs, "-m", tiny_model, "-s", "tau=1"), "dpo has no setting tau"),
+        (("train", pairs, "-m", tiny_model, "--adapter", tmp_path, "--rank", 4), "has its own: leave it out"),
+        (("reward", pairs, "-m", tiny_model, "--full", "--alpha", 4), "--full trains all weights: leave it out"),
         (("sft", pairs, "-m", tiny_model), 'field "completion" is missing'),
+        (("sft", tmp_path / "none.jsonl", "-m", tiny_model), "cannot read"),
+        (("reward", tmp_path / "none.jsonl", "-m", tiny_model), "cannot read"),
+        (("pairs", tmp_path / "none.jsonl", "-m", tiny_model, "--reward", "length"), "cannot read"),
+        (("label", "train", tmp_path / "none.conll", "-m", tiny_model), "cannot read"),
+        (("protein", "train", tmp_path / "none.jsonl", "-m", tiny_model), "cannot read"),
         (("pairs", pairs, "-m", tiny_model, "--reward", "nice"), 'no reward is called "nice"'),
     ):
         done = cli("align", *arguments, "-o", tmp_path / f"out-{arguments[0]}")
         lines = [line for line in done.err.splitlines() if line.startswith("Error")]
         assert done.code in (1, 2) and len(lines) == 1 and message in lines[0], done.err
+        assert not (tmp_path / f"out-{arguments[0]}").exists()

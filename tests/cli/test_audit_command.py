@@ -91,7 +91,7 @@ def test_probes_from_making_to_a_report(cli, tiny, questions, tmp_path):
     for i, line in enumerate(lines[1:]):  # what a model of random weights writes passes no screen
         line.update(failed=[], text=f"say cat {i}")
     probes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "exists" in cli("audit", "probes", "make", questions, "-m", tiny, "-o", probes).err
+    assert "was made with another" in cli("audit", "probes", "make", questions, "-m", tiny, "-o", probes).err
     assert "8 probes" in cli("audit", "probes", "queue", questions, probes, "-o", queue).out
     votes = tmp_path / "votes.csv"
     rows = [f"{who},q{i}/{k},3,3\n" for who in ("anna", "bert") for i in range(4) for k in range(2)]
@@ -103,6 +103,28 @@ def test_probes_from_making_to_a_report(cli, tiny, questions, tmp_path):
     command = ("audit", "probes", "run", questions, probes, "-m", tiny, "--threads", 1, "--allow-self")
     found = cli(*command, "--json", "--report", tmp_path / "page.html").json
     assert len(found["cases"]) == 4 and found["cases"][0]["probes"] == 2 and (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_probes_that_were_stopped_go_on(cli, tiny, questions, tmp_path, monkeypatch, n):
+    from likely.audit import probes as room
+
+    command = ("audit", "probes", "make", questions, "-m", tiny, "--threads", 1, "--n", n, "--template", "naive")
+    monkeypatch.setattr("likely.cli.verbs.audit.probes.TOGETHER", 2)
+    cli(*command, "-o", tmp_path / "whole.jsonl")
+    write, calls = room.write_probes, []
+
+    def stopped(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return write(*arguments, **settings)
+
+    monkeypatch.setattr(room, "write_probes", stopped)
+    part = cli(*command, "-o", tmp_path / "part.jsonl")
+    assert part.code == 130 and f"stopped: {2 * n} new" in part.err
+    assert cli(*command, "-o", tmp_path / "part.jsonl", "--json").json["probes"] == 4 * n
+    assert len(calls) == 3 and (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_mermaid_checks_a_diagram_and_measures_flows(cli, tiny, tmp_path):

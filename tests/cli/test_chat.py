@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -129,6 +130,49 @@ def test_a_stopped_answer_has_not_reached_the_threshold(lm, talk, monkeypatch, c
     monkeypatch.setattr(lm, "confidence", ConfidencePolicy(unsure(), at_least=0.99, fallback=Stopped()))
     assert typed(talk, monkeypatch, "Hello") == []
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("interactive", [True, False])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_first_answer_that_is_stopped_is_saved(lm, talk, monkeypatch, tmp_path, begun, interactive):
+    """Ctrl-C during the first answer: the question is kept, with the answer as far as it came."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Conversation, "interactive", interactive)
+        pieces = iter(["the", None])
+
+        def write(piece):
+            if not begun or next(pieces) is None:
+                raise KeyboardInterrupt
+            return piece
+
+        patch.setattr("likely.cli.printing.for_terminal", write)
+        if not begun:
+            patch.setattr(lm, "stream_chat", lambda *_, **__: write(""))
+        with contextlib.suppress(KeyboardInterrupt):
+            talk.answer("Hello")
+            assert interactive
+    assert talk.worth_keeping
+    talk.save(tmp_path / "t.json")
+    saved = json.loads((tmp_path / "t.json").read_text())
+    if begun:
+        assert [m["role"] for m in saved["messages"]] == ["user", "assistant"] and saved["messages"][1]["content"]
+    else:
+        assert saved["messages"] == [] and saved["unanswered"] == "Hello"
+        again = Conversation(lm, {"max_tokens": 4, "temperature": 0.0})
+        again.load(tmp_path / "t.json")
+        assert next(m["content"] for m in typed(again, monkeypatch, "/retry")) == "Hello"
+
+
+def test_a_pipe_may_bring_commands_that_touch_no_file(cli, tiny, tmp_path):
+    saved = tmp_path / "t.json"
+    call = ("chat", "-m", tiny, "--max-tokens", 3, "--json")
+    done = cli(*call, "--save", saved, stdin="one\n/undo\n/system Be brief.\n /two\n/quit\nthree\n")
+    assert done.code == 0 and [r["question"] for r in done.lines] == ["one", " /two"]
+    assert [m["content"] for m in json.loads(saved.read_text())["messages"]][:2] == ["Be brief.", " /two"]
+    one_line(cli(*call, stdin="/undoo\nHello\n"), 1, "unknown command", '"undo"')
+    one_line(cli(*call, stdin=f"/save {tmp_path / 'other.json'}\n"), 1, "--save")
+    one_line(cli(*call, stdin="/set tempreture=1\n"), 2, "tempreture")
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_settings_read_true_and_false_as_json_writes_them():

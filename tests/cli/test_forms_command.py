@@ -90,6 +90,9 @@ def test_wrong_forms_are_one_line(cli, tiny, tmp_path, schema):
     one_line(cli(*call, "--schema", schema, "--regex", "a"), 2, "choose one form", "--schema, --regex")
     one_line(cli(*call, "--choices", "a,,b"), 2, "at least one character")
     one_line(cli(*call, "--choices", "[1, 2]"), 2, "string")
+    one_line(cli(*call, "--choices", "a", "--choices", "b"), 2, "--choices", "give it once, with commas between")
+    (tmp_path / "bad.lark").write_text('start: "a" bb\n')
+    one_line(cli(*call, "--grammar", tmp_path / "bad.lark"), 1, "bad.lark is no grammar", 'at 1(8): unknown name: "bb"')
     one_line(cli(*call, "--choices", '["a'), 2, "not a JSON list")
     one_line(cli("generate", "ab", "-m", tiny, "--regex", "(a"), 1, "(a")
 

@@ -9,7 +9,8 @@ from test_commands import one_line
 
 from likely.bench import timing
 from likely.calibration.recalibrators.table import RECALIBRATORS
-from likely.cli.help import TABLES, filled
+from likely.cli.app import command
+from likely.cli.help import LIST, TABLES, filled
 from likely.cli.help import names as names_of
 from likely.runtimes.kinds import KINDS
 from likely.uncertainty.table import ESTIMATORS
@@ -36,6 +37,9 @@ def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     long = cli("generate", "a", "-m", tiny, "-s", f"seed={'9' * 5000}")
     one_line(long, 2, "seed must", "999...999")
     assert len(long.err) < 300
+    missing = tmp_path / "none.gguf"  # settings are read before a model is opened
+    one_line(cli("ask", "a", "-m", missing, "-s", "tempreture=1"), 2, 'did you mean "temperature"?')
+    one_line(cli("generate", "a", "-m", missing, "-s", "top_p=7"), 2, "top_p must")
     one_line(cli("generate", "a", "-m", tiny, "-s", "stop=1"), 2, "stop must be a string")
     one_line(cli("generate", "a", "-m", tiny, "--runtime", "lamacpp"), 2, 'did you mean "llamacpp"?')
     one_line(cli("ask", "a", "-m", tiny, "--dtype", "int9"), 2, 'did you mean "int8"?')
@@ -43,3 +47,12 @@ def test_small_refusals(cli, tiny, tmp_path, monkeypatch):
     one_line(cli("convert", tiny, tmp_path / "out.bin"), 2, "folder", ".gguf")
     monkeypatch.setattr(timing, "busy_share", lambda: 0.5)
     one_line(cli("bench", "-m", tiny, "--quick"), 1, "50%", "--even-if-busy")
+
+
+def test_every_list_with_commas_is_refused_in_parts():
+    def commands(command):
+        below = getattr(command, "commands", {}).values()
+        return [found for sub in below for found in commands(sub)] or [command]
+
+    options = [p for c in commands(command()) for p in c.params if "commas" in (getattr(p, "help", None) or "")]
+    assert len(options) >= 10 and {p.metavar for p in options} == {LIST}

@@ -27,4 +27,6 @@ def test_layers_are_shown_as_a_table(cli):
 
 def test_a_width_that_a_layer_cannot_have_is_one_line(cli):
     done = cli("sequence", "layers", "--width", "3")
-    assert done.code == 2 and done.err.count("\n") == 1 and "heads = 4" in done.err
+    assert done.code == 2 and done.err.count("\n") == 1 and "heads = 4" in done.err and "multiple of 8" in done.err
+    for width in (8, 24, 40):
+        assert cli("sequence", "layers", "--width", width).code == 0

@@ -71,6 +71,8 @@ def test_times_with_a_zone_are_utc_and_the_column_may_have_another_name(tmp_path
         (TABLE.replace("z", "y"), None, 'two columns are called "y"'),
         (TABLE.replace("2024-01-01 01:00", "1/2/2024"), None, 'time "1/2/2024" is not ISO 8601'),
         (TABLE.replace("2,20", "2"), None, "columns, the header has 3"),
+        (TABLE.replace("01:00", "01:00Z"), None, 'row 2: time "2024-01-01 01:00Z" has a zone, row 1 has none'),
+        (TABLE.replace("00:00", "00:00+01:00"), None, 'row 2: time "2024-01-01 01:00" has no zone, row 1 has one'),
         ("date,y\n", None, "no rows below the header"),
         ("", None, "empty"),
     ],

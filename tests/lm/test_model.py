@@ -118,6 +118,10 @@ def test_an_interrupted_consumer_keeps_the_partial_text(lm):
         for _ in stream:
             raise KeyboardInterrupt
     assert stream.close().finish_reason == "cancelled"
+    last, seen = lm.stream("ab", choices=["yes"]), ""
+    while seen != "yes":
+        seen += next(last)
+    assert last.close().text == "yes"  # stopped while the last piece is read
 
 
 def test_ask_and_chat_see_the_template(lm):

@@ -47,6 +47,15 @@ def test_the_kernel_is_what_steps_answer_to_an_impulse(settings):
     assert mixer.kernel(5).shape == (WIDTH, 5)
 
 
+@pytest.mark.parametrize("init", ["legs", "legt", "fout"])
+def test_the_kernel_of_float32_is_that_of_float64(init):
+    torch.manual_seed(1)
+    mixer = S4(16, init=init, l_max=64)
+    with torch.no_grad():
+        kernel, exact = mixer.kernel(64), mixer.double().kernel(64)
+    assert kernel.dtype == torch.float32 and (kernel - exact).abs().max() < 2e-5 * exact.abs().max()
+
+
 def test_a_longer_kernel_goes_on_where_the_old_one_ended():
     mixer = layer(l_max=16)
     short = mixer.kernel(16)

@@ -57,22 +57,28 @@ def test_a_tracker_is_started_told_and_finished(recorder, tmp_path):
     assert [{"step": step, **values} for _, step, values in recorder[1:-1]] == lines
 
 
-@pytest.mark.slow
-def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
+def trained(folder, tracker):
+    """The folder of a short run with this tracker, and the lines of its log."""
     pytest.importorskip("peft")
     from tiny_gguf import write_tiny_llama
 
     from likely.cli.app import run
 
-    model = write_tiny_llama(tmp_path / "tiny.gguf", dim=32)
+    model = write_tiny_llama(folder / "tiny.gguf", dim=32)
     rows = [{"prompt": f"the cat {i}", "completion": " sat on"} for i in range(4)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = tmp_path / "out"
-    given = ["align", "sft", str(tmp_path / "rows.jsonl"), "-m", str(model), "-o", str(out), "--epochs", "0"]
-    given += ["--steps", "2", "--batch", "2", "--held-out", "0.25", "--rank", "4", "--tracker", "recorder"]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = folder / "out"
+    given = ["align", "sft", str(folder / "rows.jsonl"), "-m", str(model), "-o", str(out), "--epochs", "0"]
+    given += ["--steps", "2", "--batch", "2", "--held-out", "0.25", "--rank", "4", "--tracker", tracker]
     assert run(given) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2
+    return out, lines
+
+
+@pytest.mark.slow
+def test_the_verb_tells_its_tracker_what_stands_in_its_log(recorder, tmp_path):
+    _, lines = trained(tmp_path, "recorder")
     assert [{"step": step, **values} for kind, step, values in recorder[1:-1] if kind == "log"] == lines
     assert recorder[0][0] == "start" and recorder[-1] == ("finish",)
 
@@ -85,9 +91,14 @@ def test_one_that_is_not_installed_is_named(tmp_path):
         open_trackers([absent], tmp_path)
 
 
-def test_tensorboard_files_are_written(tmp_path):
+def test_tensorboard_reads_what_stands_in_the_log(tmp_path):
+    """Each number of metrics.jsonl, by TensorBoard's own reader."""
     pytest.importorskip("tensorboard")
-    log = MetricsLog(None, open_trackers(["tensorboard"], tmp_path))
-    log.write(0, {"loss": 2.0})
-    log.close()
-    assert list((tmp_path / "likely").glob("events.out.tfevents.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, lines = trained(tmp_path, "tensorboard")
+    found = EventAccumulator(str(out / "likely")).Reload()
+    assert set(found.Tags()["scalars"]) == {name for line in lines for name in line} - {"step"}
+    for name in found.Tags()["scalars"]:
+        read = {event.step: event.value for event in found.Scalars(name)}
+        assert read == pytest.approx({line["step"]: line[name] for line in lines}, rel=1e-6), name

@@ -119,13 +119,17 @@ def make_method(name: str, settings: Mapping[str, float]) -> PreferenceMethod:
 
 
 def implied_preference(method: PreferenceMethod, margin: Tensor) -> Tensor:
-    """(B,) the p(first ≻ second) whose loss is lowest at this margin: σ(γδ) of the logistic, ½ + τδ of the square.
+    """(B,) the p(first ≻ second) of the data whose loss is lowest at this margin.
 
-    Of the hinge, which has no such p, σ(γδ), too.
+    What the link stands for, σ(γδ) of the logistic and ½ + τδ of the square, is what the method's labels made of p (of
+    cDPO (1 − 2ε)p + ε): that is undone, within [0, 1].  Of the hinge, which has no such p, σ(γδ), too.
     """
     if isinstance(method.link, Square):
-        return (0.5 + method.link.tau * margin).clamp(0, 1)
-    return torch.sigmoid(getattr(method.link, "gamma", 1.0) * margin)
+        found = 0.5 + method.link.tau * margin
+    else:
+        found = torch.sigmoid(getattr(method.link, "gamma", 1.0) * margin)
+    none, sure = method.labels(torch.tensor([0.0, 1.0], dtype=margin.dtype, device=margin.device))  # labels are linear
+    return ((found - none) / (sure - none)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

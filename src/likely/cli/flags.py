@@ -200,12 +200,17 @@ class TextFlags:
         return cls(max_tokens=defaults["max_tokens"], temperature=defaults["temperature"])
 
     def given(self) -> dict[str, Any]:
-        """Options of `generate`; a wrong drafter or number is refused before a model is loaded."""
+        """Options of `generate`; a wrong name, drafter or number is refused before a model is loaded."""
+        from likely.lm.confidence import ConfidenceOptions
+        from likely.lm.requests import check_options
+
         given: dict[str, Any] = {
             "max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed,
             **options.parse_settings(self.settings), **options.drafting(self.drafter, self.draft_budget),
         }  # fmt: skip
-        return given | {"stop": tuple(self.stop)} if self.stop else given
+        given |= {"stop": tuple(self.stop)} if self.stop else {}
+        check_options(given, [*ConfidenceOptions.__annotations__, "instruction"])
+        return given
 
 
 StatsOption = Annotated[bool, typer.Option("--stats", help="Calls, drafts and time, to stderr.")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from likely.cli.help import LIST
 from likely.errors import ConstraintError, DataError
 from likely.io.whole_file import read_text
 from likely.lm.extract import why_incomplete
@@ -28,18 +29,17 @@ class FormFlags:
     regex: Annotated[str | None, typer.Option("--regex", metavar="PATTERN", help="The whole text matches it.")] = None
     choices: Annotated[
         str | None,
-        typer.Option(
-            "--choices", metavar="A,B,...", help='The text is one of these (or a JSON list: \'["a, b", "c"]\').'
-        ),
+        typer.Option("--choices", metavar=LIST, help='The text is one of these (or a JSON list: \'["a, b", "c"]\').'),
     ] = None
     grammar: Annotated[
         Path | None, typer.Option("--grammar", metavar="FILE", help="A Lark grammar whose rule start the text follows.")
     ] = None
 
-    def given(self, others: Mapping[str, Any]) -> dict[str, Any]:
+    def given(self, others: Mapping[str, Any], model: str = "") -> dict[str, Any]:
         """The option of `generate` that was given, if any; what can be refused is refused before a model is loaded.
 
         others  options given beside it, those of `FormSettings` among them
+        model   for which it is; a server's grammars may be written in another way than ours
         """
         named = {name: value for name, value in vars(self).items() if value is not None}
         if not named:
@@ -48,6 +48,7 @@ class FormFlags:
             flags = [f"--{name}" for name in named]
             raise typer.BadParameter(f"choose one form of the text, got {', '.join(flags)}", param_hint=flags[1])
         from likely.guided.form import FormSettings, make_form
+        from likely.models.load import is_url
 
         [(name, value)] = named.items()
         readers: dict[str, Callable[[Any], Any]] = {
@@ -55,7 +56,12 @@ class FormFlags:
         }  # fmt: skip
         form = {name: readers[name](value)}
         settings = {f.name: others[f.name] for f in fields(FormSettings) if f.name in others}
-        make_form(**form, settings=FormSettings(**settings))
+        made = make_form(**form, settings=FormSettings(**settings))
+        if made.kind == "grammar" and made.settings.backend == "llguidance" and not is_url(model):
+            from likely.guided.engines.llguidance import why_refused
+
+            if why := why_refused(made.source):
+                raise ConstraintError(f"{value} is no grammar: {why}")
         return form
 
 

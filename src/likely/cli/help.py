@@ -9,6 +9,7 @@ import re
 from importlib import import_module
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 TABLES = {
@@ -27,6 +28,7 @@ TABLES = {
     "forecasters": ("likely.forecasting.selection", "METHODS"),
     "online_methods": ("likely.alignment.online.training", "ONLINE_METHODS"),
 }  # (module, table)
+LIST = "A,B,..."  # metavar of an option that takes several names with commas between
 _PLACE = re.compile("{(" + "|".join(TABLES) + ")}")
 
 
@@ -41,7 +43,14 @@ def filled(text: str) -> str:
 
 
 class VerbCommand(TyperCommand):
-    """A verb whose help names what tables hold."""
+    """A verb whose help names what tables hold, and which refuses a list given in parts, as the last would count."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        order = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for option in self.params:
+            if option.metavar == LIST and order.count(option) > 1:
+                raise typer.BadParameter("give it once, with commas between: a,b", ctx, param_hint=option.opts[0])
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for parameter in self.params:

@@ -131,8 +131,8 @@ def read_time_series(path: str | Path, columns: Sequence[str] | None = None, *, 
 
     columns  default: all but that of the time stamps
     date     name of the column of time stamps; default: the first of "date", "datetime", "timestamp", "time", "ds"
-    Time stamps with a zone become UTC.  DataError, in one line, for a missing column, a missing or infinite value, and
-    for times that do not increase.
+    Time stamps with a zone become UTC.  DataError, in one line, for a missing column, a missing or infinite value,
+    times that do not increase, and times of which some have a zone.
     """
     path = Path(path)
     rows = list(read_rows(path))
@@ -149,16 +149,25 @@ def read_time_series(path: str | Path, columns: Sequence[str] | None = None, *, 
             others = [other for other in header if other != stamp]
             raise DataError(f'{path}: no column of numbers is called "{name}"{nearest(name, others)} '
                             f"(found: {', '.join(others)})")  # fmt: skip
-    times = [_time(row[stamp], f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    stamps = [_time(row[stamp], f"{path}, row {i}") for i, row in enumerate(rows, 1)]
+    for i, (_, zoned) in enumerate(stamps, 1):
+        if zoned != stamps[0][1]:
+            has, had = ("a zone", "none") if zoned else ("no zone", "one")
+            raise DataError(
+                f'{path}, row {i}: time "{rows[i - 1][stamp].strip()[:40]}" has {has}, row 1 has {had}: write all '
+                f"times with their zone, or none of them"
+            )
     values = [[_number(row[name], f'{path}, row {i}, column "{name}"') for name in wanted]
               for i, row in enumerate(rows, 1)]  # fmt: skip
+    times = np.array([time for time, _ in stamps], "datetime64[s]")
     try:
-        return TimeSeries(np.array(times, "datetime64[s]"), np.array(values, np.float64), tuple(wanted))
+        return TimeSeries(times, np.array(values, np.float64), tuple(wanted))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
 
 
-def _time(text: str, where: str) -> np.datetime64:
+def _time(text: str, where: str) -> tuple[np.datetime64, bool]:
+    """A time stamp, in UTC if it has a zone, and whether it has one."""
     given = text.strip()
     try:
         found = datetime.fromisoformat(given)
@@ -166,12 +175,11 @@ def _time(text: str, where: str) -> np.datetime64:
         try:
             if not re.fullmatch(r"\d{4}(-\d\d)?", given):  # numpy takes seconds since 1970 as a year
                 raise ValueError
-            return np.datetime64(given, "s")
+            return np.datetime64(given, "s"), False
         except ValueError:
             raise DataError(f'{where}: time "{given[:40]}" is not ISO 8601, as in 2017-01-31 23:30:00') from None
-    if found.tzinfo is not None:
-        found = found.astimezone(UTC).replace(tzinfo=None)
-    return np.datetime64(found, "s")
+    zoned = found.tzinfo is not None
+    return np.datetime64(found.astimezone(UTC).replace(tzinfo=None) if zoned else found, "s"), zoned
 
 
 def _number(text: str, where: str) -> float:

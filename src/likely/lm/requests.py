@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -89,6 +89,18 @@ def make_request(
         healed=healed,
         processed=options.get("processed_logprobs", False),
         **{name: options[name] for name in _AS_THEY_ARE if name in options},
+    )
+
+
+def check_options(options: Mapping[str, Any], more: Collection[str] = ()) -> None:
+    """TypeError or ValueError for settings that no model takes, before one is opened.  more: names that a verb adds"""
+    check_names(options, [*OPTIONS, *more])
+    options = plain_numbers(options)
+    Request(
+        (0,),
+        Sampling(**{name: options[name] for name in _SAMPLING if options.get(name) is not None}),
+        stop=stop_strings(options.get("stop")),
+        **{name: options[name] for name in _AS_THEY_ARE if name in options and name != "beams"},
     )
 
 

@@ -43,6 +43,7 @@ class Stream(AnswerStream):
         self._loop = lm.loop()
         self._id = self._loop.add(request)
         self._begun = False
+        self._made: Generation | None = None  # the whole text, from the event of its end on
         self._pieces: Iterator[str] = self._run()
 
     def finish(self) -> Any:
@@ -59,7 +60,9 @@ class Stream(AnswerStream):
         return super().finish()
 
     def close(self) -> Any:
-        if self.result is None:
+        if self.result is None and self._made is not None:  # stopped while its last piece was read
+            self.result = self._public(self._made)
+        elif self.result is None:
             self._loop.cancel(self._id)
             with contextlib.suppress(Exception):
                 for event in self._loop.step():
@@ -73,10 +76,11 @@ class Stream(AnswerStream):
         try:
             for event in events(self._loop):
                 if event.finish:
-                    made = self._generation(event)
+                    self._made = self._generation(event)
                 if event.text:
                     yield event.text
-            self.result = self._whole(made)
+            assert self._made is not None
+            self.result = self._whole(self._made)
         finally:
             self.close()
 

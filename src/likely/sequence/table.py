@@ -150,7 +150,10 @@ def describe_layers(d_model: int, length: int) -> list[dict[str, object]]:
         raise ValueError(f"width must be at least 1 and length at least 0, got {d_model} and {length}")
     rows: list[dict[str, object]] = []
     for name, entry in MIXERS.items():
-        mixer = make_mixer(name, d_model)
+        try:
+            mixer = make_mixer(name, d_model)
+        except ValueError as error:
+            raise ValueError(f"{error}; every layer takes a width that is a multiple of 8") from None
         held = mixer.state_bytes(length)
         rows.append(
             {

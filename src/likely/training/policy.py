@@ -261,8 +261,8 @@ class Policy:
     def recipe(self) -> dict[str, Any]:
         """What the policy's numbers depend on, as JSON."""
         return {
-            "reference": self.reference_revision, "lora": None if self.lora is None else asdict(self.lora),
-            "adapter": self.adapter is not None,
+            "reference": self.reference_revision, "adapter": self.adapter is not None,
+            "lora": None if self.lora is None or self.adapter is not None else asdict(self.lora),
         }  # fmt: skip
 
 

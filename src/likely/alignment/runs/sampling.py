@@ -14,8 +14,12 @@ from likely.alignment.pairing import Pairing, pairs_of
 from likely.alignment.rewards import Reward, check_tokens
 from likely.alignment.runs.rows import RowEncoder, read_prompts
 from likely.alignment.sources import FromPolicy
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line, Results, read_lines, unfinished
 from likely.io.whole_file import write_for_user
 from likely.models.load import load_local
+
+TOGETHER = 16  # prompts whose samples are drawn in one loop, and lost where it is stopped
 
 
 def write_pairs(
@@ -35,32 +39,51 @@ def write_pairs(
     limit: int | None = None,
     threads: int | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Draw n samples per prompt, compare them by σ(Δreward / scale) and write pairs as JSONL; returns a summary.
 
-    Rows hold text and ids: training takes the ids, since text that is tokenised again may have other ones.
+    Rows hold text and ids: training takes the ids, since text that is tokenised again may have other ones.  A run that
+    was stopped left what it had drawn in OUT.part: the same call goes on there.
     """
     lm = load_local(model, runtime="torch", **({} if threads is None else {"threads": threads}))  # type: ignore[arg-type]
     check_tokens(reward, lm.tokenizer.fingerprint)
     encoder = RowEncoder(lm, min(max_length, lm.runtime.context_length), "drop")
     rows = read_prompts(prompts, encoder, limit=limit)
     source = FromPolicy(lm, n=n, temperature=temperature, top_k=top_k, max_tokens=max_tokens)
-    rng, found, rewards = np.random.default_rng(seed), [], []
-    for start in range(0, len(rows), source.together):
-        drawn = [c.rewarded(reward) for c in source.draw(rows[start : start + source.together], seed=seed)]
-        rewards += [c.rewards for c in drawn]
-        found += pairs_of(drawn, pairing, RewardDifference(reward, scale), hard=hard, rng=rng)
-        if progress:
-            progress("prompts", min(start + source.together, len(rows)), len(rows))
-    fingerprint = lm.tokenizer.fingerprint
-    write_for_user(out, "".join(json.dumps(_row(p, fingerprint), ensure_ascii=False) + "\n" for p in found).encode())
-    values = np.concatenate([r for r in rewards if r is not None])
+    drawing = {name: getattr(source, name) for name in ("n", "temperature", "top_k", "top_p", "max_tokens")}
+    header = {
+        "kind": "pairs", "model": lm.info.sha256, "tokenizer": lm.tokenizer.fingerprint, "source": drawing,
+        "reward": fingerprint(repr(reward)), "pairing": pairing, "hard": hard, "scale": scale, "seed": seed,
+    }  # fmt: skip
+    lines = [Line(prompt.row, {}, fingerprint(list(prompt.tokens))) for prompt in rows]
+    prompt_at = {prompt.row: prompt for prompt in rows}
+    part = out.with_name(out.name + ".part")
+    with Results(part, header, overwrite=overwrite) as results:
+        for chunk in unfinished(lines, results, str(prompts), size=TOGETHER):
+            drawn = [c.rewarded(reward) for c in source.draw([prompt_at[line.number] for line in chunk], seed=seed)]
+            made = []
+            for line, candidates in zip(chunk, drawn, strict=True):
+                assert candidates.rewards is not None
+                rng = np.random.default_rng([seed, line.number])
+                pairs = pairs_of([candidates], pairing, RewardDifference(reward, scale), hard=hard, rng=rng)
+                rewards = [r if np.isfinite(r) else None for r in candidates.rewards.tolist()]  # None: −inf
+                made.append({"line": line.number, "input": line.digest, "rewards": rewards,
+                             "pairs": [_row(pair, lm.tokenizer.fingerprint) for pair in pairs]})  # fmt: skip
+            results.write(record for record, line in zip(made, chunk, strict=True) if line.number not in results.done)
+            if progress:
+                progress("prompts", len(results.done), len(rows))
     lm.runtime.shutdown()
+    wanted = prompt_at.keys()
+    records = [line.record for line in read_lines(part) if line.record.get("line") in wanted]
+    found = [row for record in records for row in record["pairs"]]
+    write_for_user(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found).encode())
+    part.unlink()
+    values = np.array([-np.inf if r is None else r for record in records for r in record["rewards"]])
     return {
         "prompts": len(rows), "dropped": len(encoder.dropped), "samples": len(values), "pairs": len(found),
-        "reward": float(values.mean()), "reward_deviation": float(values.std()), "model": model,
-        "source": {name: getattr(source, name) for name in ("n", "temperature", "top_k", "top_p", "max_tokens")},
+        "reward": float(values.mean()), "reward_deviation": float(values.std()), "model": model, "source": drawing,
     }  # fmt: skip
 
 

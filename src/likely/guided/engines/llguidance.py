@@ -55,13 +55,20 @@ class LLGuidance:
 
         Masks hold every way to cut a text into tokens, not only the tokenizer's own: "no_forcing" says so.
         """
-        if not lark.lstrip().startswith("%llguidance"):
-            lark = '%llguidance {"no_forcing": true}\n' + lark
-        grammar = self._library.LLMatcher.grammar_from_lark(lark)
+        whole = lark if lark.lstrip().startswith("%llguidance") else '%llguidance {"no_forcing": true}\n' + lark
+        grammar = self._library.LLMatcher.grammar_from_lark(whole)
         matcher = self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise ConstraintError(_first_lines(matcher.get_error()))
+            raise ConstraintError(why_refused(lark) or _first_lines(matcher.get_error()))  # places in the user's text
         return LLGuidanceConstraint(self.vocabulary, matcher)
+
+
+def why_refused(lark: str) -> str:
+    """What is wrong with a grammar, whatever the model: line(column) and the reason; "" for one that can be used."""
+    with needs("llguidance", "guided"):
+        from llguidance import LLMatcher
+    message = LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(lark))
+    return _first_lines(message) if message else ""
 
 
 @dataclass(eq=False)

@@ -44,7 +44,8 @@ def pairs(
 ) -> None:
     """Draw samples, compare them by a reward, and write preference pairs for `likely align train`.
 
-    Rows hold the samples' token ids, which training takes as they are.
+    Rows hold the samples' token ids, which training takes as they are.  Stopped in the middle, the same command goes
+    on from OUT.part.
 
     Examples:
 
@@ -59,12 +60,16 @@ def pairs(
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: choose another file or --overwrite", param_hint="--out")
     hard: bool | Literal["sample"] = "sample" if labels == "sample" else labels == "hard"
-    with bars() as progress:
-        found = write_pairs(
-            prompts, out, open_reward(reward), model=model, n=n, pairing=pairing, hard=hard, scale=scale,
-            temperature=temperature, top_k=top_k, max_tokens=max_tokens, limit=limit, threads=threads, seed=seed,
-            progress=progress,
-        )  # fmt: skip
+    try:
+        with bars() as progress:
+            found = write_pairs(
+                prompts, out, open_reward(reward), model=model, n=n, pairing=pairing, hard=hard, scale=scale,
+                temperature=temperature, top_k=top_k, max_tokens=max_tokens, limit=limit, threads=threads, seed=seed,
+                overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"stopped: what was drawn is in {out}.part; the same command goes on", err=True)
+        raise
     if as_json:
         print_json({**found, "out": str(out)})
         return

@@ -43,8 +43,10 @@ class RunFlags:
     ] = 2
     lr: Annotated[float, typer.Option("--lr", help="Learning rate at its height.")] = 1e-4
     decay: Annotated[Literal["linear", "cosine", "constant"], typer.Option("--decay", help="Of the rate.")] = "linear"
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Of the adapter.")] = 16
-    alpha: Annotated[int, typer.Option("--alpha", min=1, help="The adapter's product is scaled by alpha / rank.")] = 32
+    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of a fresh adapter.  [default: 16]")] = None
+    alpha: Annotated[
+        int | None, typer.Option("--alpha", min=1, help="Its product is scaled by alpha / rank.  [default: 32]")
+    ] = None
     full: Annotated[bool, typer.Option("--full", help="Train all weights, no adapter; the folder holds merged/.")] = (
         False
     )
@@ -87,13 +89,19 @@ class RunFlags:
 
         if self.steps is not None and self.epochs:
             raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--steps")
+        lora = {name: value for name in ("rank", "alpha") if (value := getattr(self, name)) is not None}
+        if lora and (self.adapter is not None or self.full):
+            why = "--full trains all weights" if self.full else f"{self.adapter} has its own"
+            raise typer.BadParameter(
+                f"is of a fresh adapter, and {why}: leave it out", param_hint=f"--{next(iter(lora))}"
+            )
         epochs = 1.0 if self.steps is None and self.epochs is None else self.epochs or 0.0
         training = TrainingSettings(
             self.steps or 100, self.batch, self.piece, self.lr, decay=self.decay, precision=self.precision,
             checkpoint_every=self.checkpoint_every, seed=self.seed,
         )  # fmt: skip
         return RunSettings(
-            self.model, self.out, training, None if self.full else LoraSettings(self.rank, self.alpha), self.adapter,
+            self.model, self.out, training, None if self.full else LoraSettings(**lora), self.adapter,
             epochs, self.max_length, self.too_long, self.held_out, self.limit, self.merged, self.overwrite,
             self.threads, tuple(self.tracker or ()), self.shard,
         )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from likely.cli import flags
+from likely.cli.help import LIST
 from likely.cli.options import refuse_same_file
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, listed, measured, show_reports
 from likely.errors import CapabilityError
@@ -19,12 +20,16 @@ def ablate(
     file: Annotated[
         str, typer.Argument(help='JSONL (.gz, too) of {"id", "segments": {name: text or terms}, "choices", "answer"}.')
     ],
-    segments: Annotated[str, typer.Option("--segments", help="Segments to switch on and off, with commas between.")],
+    segments: Annotated[
+        str, typer.Option("--segments", metavar=LIST, help="Segments to switch on and off, with commas between.")
+    ],
     controls: Annotated[
         list[str] | None,
         typer.Option("--control", metavar="KIND:SEGMENT", help="shuffle, swap or filler of a segment (repeatable)."),
     ] = None,
-    guard: Annotated[str, typer.Option("--guard", help="Segments to ask again without terms that hold a choice.")] = "",
+    guard: Annotated[
+        str, typer.Option("--guard", metavar=LIST, help="Segments to ask again without terms that hold a choice.")
+    ] = "",
     cut: Annotated[
         str | None, typer.Option("--cut", help="Segment that is cut where a prompt is longer than the context.")
     ] = None,

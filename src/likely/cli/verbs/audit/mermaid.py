@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags
+from likely.cli.help import LIST
 from likely.cli.options import refuse_same_file
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, listed, measured, show_reports
 from likely.errors import DataError
@@ -22,7 +23,10 @@ def mermaid(
         str, typer.Argument(help='JSONL of {"id", "input_prompt", "expected_output"}, or a diagram (.mmd).')
     ],
     modes: Annotated[
-        str, typer.Option("--modes", help="zero-shot, one-shot, guided, guided one-shot, with commas between.")
+        str,
+        typer.Option(
+            "--modes", metavar=LIST, help="zero-shot, one-shot, guided, guided one-shot, with commas between."
+        ),
     ] = "zero-shot,one-shot,guided,guided one-shot",
     max_tokens: flags.MaxTokens = 512,
     official: Annotated[

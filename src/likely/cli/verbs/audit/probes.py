@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from likely.cli import flags
+from likely.cli.file_run import Advance, Chunks, FileRun, check_output
 from likely.cli.help import VerbCommand
-from likely.cli.options import origin, refuse_existing
+from likely.cli.options import origin
 from likely.cli.printing import print_json
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, measured, show_reports
 from likely.errors import DataError
-from likely.io.jsonl import Results, read_lines
+from likely.io.hashes import fingerprint
+from likely.io.jsonl import Line, read_lines
 from likely.io.whole_file import check_target
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ Examples:
 
   likely audit probes run questions.jsonl probes.jsonl -m smollm2 --report consistency.html
 """
+TOGETHER = 16  # questions whose probes are written in one call, and lost where it is stopped
 verbs = typer.Typer(help=EXAMPLES, no_args_is_help=True, rich_markup_mode=None)
 QuestionsArgument = Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"id", "question", "choices", "answer"}.')]
 ProbesArgument = Annotated[Path, typer.Argument(help="Probes, as likely audit probes make writes them.")]
@@ -47,7 +51,9 @@ def group() -> None:
 def make(
     model: flags.ModelFlags,
     file: QuestionsArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the probes go (JSONL).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the probes go (JSONL); a run that was stopped goes on there.")
+    ],
     overwrite: flags.OverwriteOption = False,
     n: Annotated[int, typer.Option("--n", min=1, max=20, help="Probes of each question.")] = 5,
     template: TemplateOption = "structured",
@@ -64,18 +70,26 @@ def make(
 
       likely audit probes make questions.jsonl -m gemma3 -o probes.jsonl
     """
-    from likely.audit.probes import write_probes
+    from likely.audit.probes import question_of_case, write_probes
 
-    check_target(output)
-    refuse_existing(output, overwrite)
+    check_output(file, output)
     cases, chosen = _cases(file, limit), _template(template)
     with model.open() as lm:
-        probes = write_probes(lm, cases, chosen, n=n, temperature=temperature, seed=seed)
         header = {**origin(lm), "kind": "probes", "template": chosen.digest, "frozen": chosen.frozen,
                   "settings": {"n": n, "temperature": temperature, "seed": seed}}  # fmt: skip
-    with Results(output, header, overwrite=overwrite) as results:
-        results.write([{"line": i, "input": p.case, **asdict(p)} for i, p in enumerate(probes, 1)])
-    passed = sum(probe.passed for probe in probes)
+        inputs = [fingerprint([case.id, question_of_case(case)]) for case in cases for _ in range(n)]
+        lines = FileRun[None](file, [Line(i, {}, digest) for i, digest in enumerate(inputs, 1)], {}, output, overwrite)
+
+        def work(chunks: Chunks, advance: Advance) -> Iterator[tuple[Line, dict[str, Any]]]:
+            for chunk in chunks:
+                some = cases[(chunk[0].number - 1) // n : chunk[-1].number // n]
+                made = write_probes(lm, some, chosen, n=n, temperature=temperature, seed=seed)
+                yield from zip(chunk, map(asdict, made), strict=True)
+                advance(len(chunk))
+
+        lines.run(header, work, label="writing", unit="probes", size=n * TOGETHER)
+    probes = lines.records()
+    passed = sum(not probe["failed"] for probe in probes)
     if as_json:
         print_json({**header, "questions": len(cases), "probes": len(probes), "passed": passed, "written": str(output)})
         return

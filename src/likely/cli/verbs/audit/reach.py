@@ -9,6 +9,7 @@ import typer
 
 from likely.cli import flags
 from likely.cli.file_run import read_file
+from likely.cli.help import LIST
 from likely.cli.printing import progress
 from likely.cli.verbs.audit.common import ReportOption, check_reports, header_of, show_reports
 from likely.models.catalog import DEFAULT_MODEL
@@ -29,7 +30,7 @@ def reach(
         Literal["gcg", "greedy", "random", "exhaustive"],
         typer.Option("--method", help="gcg takes gradients from torch; exhaustive tries every control."),
     ] = "gcg",
-    lengths: Annotated[str, typer.Option("--lengths", help="Tokens of a control, rising.")] = "1,2,4,8",
+    lengths: Annotated[str, typer.Option("--lengths", metavar=LIST, help="Tokens of a control, rising.")] = "1,2,4,8",
     paper_size: Annotated[
         bool, typer.Option("--paper-size", help="The paper's 768 candidates and 34 steps, in place of 48 and 20.")
     ] = False,
@@ -40,7 +41,8 @@ def reach(
         int | None, typer.Option("--explore", min=1, help="Which next tokens are reached, in so many evaluations.")
     ] = None,
     bound: Annotated[
-        str | None, typer.Option("--bound", help="Lengths: what controls can do to each head at most, from weights.")
+        str | None,
+        typer.Option("--bound", metavar=LIST, help="Lengths: what controls can do to each head at most, from weights."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the search.")] = 0,
     runtime: flags.RuntimeOption = None,

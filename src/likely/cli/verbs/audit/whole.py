@@ -10,6 +10,7 @@ import typer
 
 from likely.cli import flags
 from likely.cli.file_run import read_file
+from likely.cli.help import LIST
 from likely.cli.options import origin
 from likely.cli.printing import reporter
 from likely.cli.verbs.audit.common import ReportOption, check_reports, listed, show_reports
@@ -26,10 +27,12 @@ def audit_all(
     model: flags.ModelFlags,
     source: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model, as -m names it.")] = None,
     only: Annotated[
-        str, typer.Option("--only", help="Audits to run, with commas between: {audits}.  [default: all]")
+        str, typer.Option("--only", metavar=LIST, help="Audits to run, with commas between: {audits}.  [default: all]")
     ] = "",
     cases: Annotated[str | None, typer.Option("--cases", help="JSONL of cases, as for likely audit ablate.")] = None,
-    segments: Annotated[str, typer.Option("--segments", help="Segments of the cases to switch, with commas.")] = "",
+    segments: Annotated[
+        str, typer.Option("--segments", metavar=LIST, help="Segments of the cases to switch, with commas.")
+    ] = "",
     questions: Annotated[
         str | None, typer.Option("--questions", help="JSONL of questions, as for likely audit probes.")
     ] = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags
-from likely.cli.help import VerbCommand
+from likely.cli.help import LIST, VerbCommand
 from likely.cli.printing import print_json, print_table, reporter
 
 EXAMPLES = """What compression does to your own model, over methods, calibration texts and draws.
@@ -27,11 +27,16 @@ ModelArgument = Annotated[str, typer.Argument(help="A known model, GGUF file or 
 MethodsOption = Annotated[
     str,
     typer.Option(
-        "--methods", help="METHOD:SCHEME or METHOD:SPARSITY, with commas between them; methods: {compressions}."
+        "--methods",
+        metavar=LIST,
+        help="METHOD:SCHEME or METHOD:SPARSITY, with commas between them; methods: {compressions}.",
     ),
 ]
 CalibrationsOption = Annotated[
-    str, typer.Option("--calibrations", help="Texts that methods look at, with commas between them: as --calibration.")
+    str,
+    typer.Option(
+        "--calibrations", metavar=LIST, help="Texts that methods look at, with commas between them: as --calibration."
+    ),
 ]
 DrawsOption = Annotated[int, typer.Option("--draws", min=1, help="Times that each text is drawn from.")]
 WindowsOption = Annotated[int, typer.Option("--windows", min=1, help="Windows of a draw.")]
@@ -58,7 +63,8 @@ def calibration(
     methods: MethodsOption = "rtn:w4g64,gptq:w4g64,smoothquant:w8a8",
     calibrations: CalibrationsOption = "wikitext2:valid,c4_sample,mbpp:train,random_punctuation",
     evaluations: Annotated[
-        str, typer.Option("--evaluations", help="Texts that results are judged on, with commas between them.")
+        str,
+        typer.Option("--evaluations", metavar=LIST, help="Texts that results are judged on, with commas between them."),
     ] = "wikitext2:test",
     draws: DrawsOption = 2,
     windows: WindowsOption = 8,

@@ -90,7 +90,7 @@ def ask(
     else:
         asked = options.text_or_stdin(question, "question", attached or ())
     given = text.given()
-    given |= form.given(given)
+    given |= form.given(given, model.model)
     if see:
         given.setdefault("top_logprobs", ALTERNATIVES)
     wanted = confidence.given()

@@ -44,7 +44,8 @@ HELP = """/help            this list
 /save FILE       save the conversation as JSON
 /load FILE       go on with a saved conversation
 /quit            leave (also Ctrl-D)
-A line that ends in \\ goes on; \"\"\" begins and ends a longer text. Ctrl-C stops an answer."""
+A line that ends in \\ goes on; \"\"\" begins and ends a longer text; a line with a space before its / is asked.
+Ctrl-C stops an answer."""
 
 
 TEXT = flags.TextFlags.of(CHAT_DEFAULTS)
@@ -68,6 +69,8 @@ def chat(
 ) -> None:
     """Talk with a model; /help lists the commands.
 
+    Lines of a pipe may be commands, too, but for /save and /load, so that no text can name a file.
+
     Examples:
 
       likely chat
@@ -81,7 +84,7 @@ def chat(
       likely chat --continue
     """
     given = text.given()
-    given |= form.given(given)
+    given |= form.given(given, model.model)
     if save:
         check_target(save)
     if load and go_on:
@@ -98,9 +101,9 @@ def chat(
             talk.bound()  # what cannot be is refused before the first question
             talk.run()
         finally:
-            if save and talk.messages:  # an error before the first word replaces no file
+            if save and talk.worth_keeping:  # an error before the first word replaces no file
                 talk.save(save)
-            if talk.interactive and talk.messages:
+            if talk.interactive and talk.worth_keeping:
                 with contextlib.suppress(OSError):  # a home that cannot be written to
                     talk.save(last_conversation(), quiet=True)
 
@@ -115,7 +118,8 @@ class Conversation:
     as_json: bool = False
     stats: bool = False
     messages: list[dict[str, str]] = field(default_factory=list)
-    unanswered: str | None = field(default=None, init=False)  # the last question, where an error ended it
+    unanswered: str | None = field(default=None, init=False)  # the last question, where an error or Ctrl-C ended it
+    _stopped: bool = field(default=False, init=False)  # by Ctrl-C, before the first word
     _left_out: int = field(default=0, init=False)  # messages that the context has no room for
     _bound: tuple[Any, BoundPolicy] | None = field(default=None, init=False)  # and what it was bound to
 
@@ -131,6 +135,10 @@ class Conversation:
     @property
     def interactive(self) -> bool:
         return sys.stdin.isatty()
+
+    @property
+    def worth_keeping(self) -> bool:
+        return bool(self.messages) or self._stopped
 
     def check(self) -> None:
         """Refuse at once a model that cannot chat."""
@@ -154,7 +162,7 @@ class Conversation:
                 continue
             if not text.strip():
                 continue
-            if text.startswith("/") and self.interactive:
+            if text.startswith("/"):
                 if self.command(text):
                     break
                 continue
@@ -197,7 +205,7 @@ class Conversation:
     def answer(self, text: str) -> None:
         """Ask the model; an answer stopped by Ctrl-C stays in the conversation as far as it came."""
         self.messages.append({"role": "user", "content": text})
-        self.unanswered, stream = text, None
+        self.unanswered, self._stopped, stream = text, False, None
         try:
             stream = self.model.stream_chat(self._fitting(), **self.settings)
             if self.show_prompt:
@@ -209,8 +217,14 @@ class Conversation:
         except KeyboardInterrupt:
             # a text of which nobody knows whether it reaches the threshold is no answer
             result = stream.result if stream is not None and not self.model.confidence.has_threshold else None
-            if not self.interactive:
+            if result is None or not result.text:
+                self._stopped = True
                 self.messages.pop()
+                if self.interactive:
+                    return
+                raise
+            if not self.interactive:
+                self._answered(result.text)
                 raise
         except (LikelyError, ValueError, TypeError) as error:
             self.messages.pop()
@@ -218,14 +232,10 @@ class Conversation:
                 raise
             typer.echo(f"Error: {error} (/retry asks again, /reset forgets the conversation)", err=True)
             return
-        if result is None:
-            self.messages.pop()
-            return
         if result.abstained:
             self.messages.pop()  # the question was not answered: it is no part of the conversation
         else:
-            self.messages.append({"role": "assistant", "content": result.text})
-            self.unanswered = None
+            self._answered(result.text)
             if not self.as_json:
                 print_ending(result)
         if self.as_json:
@@ -238,6 +248,10 @@ class Conversation:
             if not self.interactive:
                 raise ConstraintError(why)
             typer.echo(f"Note: {why}", err=True)
+
+    def _answered(self, text: str) -> None:
+        self.messages.append({"role": "assistant", "content": text})
+        self.unanswered = None
 
     def _fitting(self) -> list[Message]:
         """What the model is shown: where the context is full, the conversation without its oldest turns."""
@@ -282,12 +296,15 @@ class Conversation:
         }
         if verb in ("quit", "exit", "q"):
             return True
-        if verb not in verbs:
-            typer.echo(f"unknown command /{verb}{nearest(verb, [*verbs, 'quit'])} (/help lists them)", err=True)
-            return False
         try:
+            if verb not in verbs:
+                raise DataError(f"unknown command /{verb}{nearest(verb, [*verbs, 'quit'])} (/help lists them)")
+            if verb in ("save", "load") and not self.interactive:
+                raise DataError(f"/{verb} is for a terminal: name the file of a pipe's conversation by --{verb}")
             verbs[verb]()
         except (LikelyError, ValueError, TypeError, OSError, typer.BadParameter) as error:
+            if not self.interactive:
+                raise
             typer.echo(f"Error: {error}", err=True)
         return False
 
@@ -319,9 +336,12 @@ class Conversation:
     def save(self, path: Path, *, quiet: bool = False) -> None:
         """Write the conversation, whole or not at all."""
         record = {"kind": "chat", **options.origin(self.model), "settings": self.settings, "messages": self.messages}
+        if self.unanswered is not None:
+            record["unanswered"] = self.unanswered  # /retry asks it again
         write_whole_file(path, (json.dumps(record, ensure_ascii=False, indent=1) + "\n").encode())
         if not quiet:
-            typer.echo(f"saved {len(self.messages)} messages to {path}", err=True)
+            more = "" if self.unanswered is None else " and the question that has no answer"
+            typer.echo(f"saved {len(self.messages)} messages{more} to {path}", err=True)
 
     def load(self, path: Path) -> None:
         from likely.models.chat_template import check_messages
@@ -334,6 +354,8 @@ class Conversation:
         if not isinstance(found, list):
             raise DataError(f'{path} is not a saved conversation: expected {{"messages": [...]}}')
         self.messages = check_messages(found) if found else []
+        unanswered = record.get("unanswered") if isinstance(record, dict) else None
+        self.unanswered = unanswered if isinstance(unanswered, str) else None
 
 
 def last_conversation() -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from likely.cli import flags, options
+from likely.cli.help import LIST
 from likely.cli.printing import for_terminal, print_json
 
 
@@ -23,7 +24,7 @@ def complete(
     ] = None,
     project: Annotated[Path | None, typer.Option("--project", help="Folder that imports are resolved from.")] = None,
     monitors: Annotated[
-        str, typer.Option("--monitors", help="{monitors}, none; several with commas between.")
+        str, typer.Option("--monitors", metavar=LIST, help="{monitors}, none; several with commas between.")
     ] = "dereference",
     stop: Annotated[str, typer.Option("--stop", help="Where to end: line, method, none.")] = "line",
     choose: Annotated[

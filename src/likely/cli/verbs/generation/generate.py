@@ -46,7 +46,7 @@ def generate(
     see = look.wanted()
     prompt = options.text_or_stdin(prompt, "prompt")
     given = {"top_k": top_k, "top_p": top_p, "min_p": min_p, **text.given()}
-    given |= form.given(given)
+    given |= form.given(given, model.model)
     if see:
         given.setdefault("top_logprobs", ALTERNATIVES)
     with model.open() as lm:

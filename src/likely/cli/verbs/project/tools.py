@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from likely.cli import flags, options
-from likely.cli.help import VerbCommand
+from likely.cli.help import LIST, VerbCommand
 from likely.cli.printing import print_json, progress
 from likely.errors import missing_extra
 from likely.io.hashes import fingerprint
@@ -45,7 +45,7 @@ def evaluate(
     benchmark: Annotated[Literal["bfcl"], typer.Argument(help="bfcl: the Berkeley cases.")],
     file: flags.FileFlags,
     categories: Annotated[
-        str, typer.Option("--categories", metavar="NAMES", help="Categories, with commas between; --limit of each.")
+        str, typer.Option("--categories", metavar=LIST, help="Categories, with commas between; --limit of each.")
     ] = "simple_python,live_simple,multiple",
     mode: Annotated[
         Literal["unconstrained", "constrained", "repaired"],

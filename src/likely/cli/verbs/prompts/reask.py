@@ -10,6 +10,7 @@ import typer
 
 from likely.cli import flags, options
 from likely.cli.file_run import Advance, Chunks, FileRun, check_output, input_name
+from likely.cli.help import LIST
 from likely.cli.printing import print_json, progress, with_interval
 from likely.errors import DataError, nearest
 from likely.io.hashes import file_sha256, fingerprint
@@ -27,7 +28,7 @@ def reask(
     out: flags.FileFlags,
     items: Annotated[str, typer.Argument(help='JSONL (.gz, too) of {"text", "answer" and "label" where known}.')],
     rules: Annotated[Path, typer.Option("--rules", help='JSONL of {"label", "pattern", "text": what the rule says}.')],
-    labels: Annotated[str, typer.Option("--labels", help='The answers there are, as in "ham,spam".')],
+    labels: Annotated[str, typer.Option("--labels", metavar=LIST, help='The answers there are, as in "ham,spam".')],
     instruction: Annotated[str, typer.Option("--instruction", help="What the model is asked to do.")],
     noun: Annotated[str, typer.Option("--noun", help="What a text is called in the prompt.")] = "Text",
     examples: Annotated[
