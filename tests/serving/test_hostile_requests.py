@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import pytest
 from helpers_for_serving import ask, client_of
 
 from likely.serving import ServerLimits
+from likely.serving.api import answering
+from likely.serving.api.endpoints import chats
+from likely.serving.api.replies import CompletionLogprobs
 
 COMPLETIONS, CHAT, SCORE = "/v1/completions", "/v1/chat/completions", "/v1/score"
 USER = [{"role": "user", "content": "the"}]
@@ -296,3 +300,33 @@ def test_a_reply_of_too_many_numbers_is_refused(tiny, monkeypatch):
 
     for status, reply in ask(tiny, question):
         assert status == 400 and "at most 100" in reply["error"]["message"]
+
+
+def test_a_reply_of_many_numbers_is_made_beside_the_event_loop(tiny, monkeypatch):
+    threads: dict[str, list[bool]] = {}
+
+    def watched(name, work):
+        def watch(*given, **named):
+            threads.setdefault(name, []).append(threading.current_thread() is threading.main_thread())
+            return work(*given, **named)
+
+        return watch
+
+    places = {answering: "json_response", chats: "chat_content", CompletionLogprobs: "block"}
+    for place, name in places.items():
+        monkeypatch.setattr(place, name, watched(name, getattr(place, name)))
+
+    async def question(client):
+        replies = [
+            await client.ok(COMPLETIONS, prompt="the cat", max_tokens=3, n=2, logprobs=3, echo=True, seed=1),
+            await client.ok(CHAT, messages=USER, max_tokens=3, logprobs=True, top_logprobs=3, seed=1, temperature=0),
+            await client.ok(SCORE, prompt="the", answers=["cat", "dog"], top_logprobs=3),
+        ]
+        return [{**reply, "id": None, "created": None} for reply in replies]
+
+    few = ask(tiny, question)
+    assert all(all(found) for found in threads.values()) and len(threads) == 3
+    threads.clear()
+    monkeypatch.setattr(answering, "MANY_NUMBERS", 2)
+    assert ask(tiny, question) == few
+    assert not any(any(found) for found in threads.values()) and len(threads) == 3
