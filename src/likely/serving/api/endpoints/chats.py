@@ -71,7 +71,9 @@ class ChatsEndpoint:
         reply.headers.update(headers)
         return reply
 
-    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> tuple[dict[str, Any], dict[str, str], int]:
+    async def body(
+        self, http: HttpRequest, asked: ChatRequest, salt: str
+    ) -> tuple[dict[str, Any], dict[str, str], int]:
         """(a whole reply, its headers about who answered, how many log-probabilities it holds)"""
         started = await self.start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
@@ -80,9 +82,7 @@ class ChatsEndpoint:
         fields = [await self._fields(asked, started, done[0, i], answer) for i, answer in enumerate(answers)]
 
         def choices() -> list[dict[str, Any]]:
-            return [
-                self._choice(asked, started, i, done[0, i], answer) | fields[i] for i, answer in enumerate(answers)
-            ]
+            return [self._choice(asked, started, i, done[0, i], answer) | fields[i] for i, answer in enumerate(answers)]
 
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
