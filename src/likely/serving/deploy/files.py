@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likely.errors import DataError
+from likely.models.catalog import known_model
 from likely.serving.deploy.dashboard import grafana_dashboard
 
 NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)  # of models and images: nothing that a shell or YAML reads otherwise
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
 
 
 def _checked(what: str, value: str) -> str:
@@ -130,10 +132,11 @@ def compose_files(served: ServedLikely) -> dict[str, str]:
 def _model_inside(model: str) -> tuple[str, list[str]]:
     """(the model's name in the container, mounts that it needs)"""
     path = Path(model).expanduser()
-    if path.suffix != ".gguf" and not path.is_dir():
-        return _checked("model", model), []
-    if not path.exists():
-        raise DataError(f"{model} is not there: give a GGUF file, a folder, or a known name")
+    if not path.exists() and (known_model(model) is not None or HUB_ID.fullmatch(model)):
+        return model, []
+    if not path.exists() or (path.suffix != ".gguf" and not path.is_dir()):
+        _checked("model", model)
+        raise DataError(f"{model} is not there: give a GGUF file, a folder, a hub id, or a known name")
     host = str(path.resolve())
     if ":" in host or "\n" in host:
         raise DataError(f"{host} cannot be mounted: a path with a colon or a line break")
