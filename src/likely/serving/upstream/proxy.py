@@ -126,9 +126,9 @@ class UpstreamProxy:
         request_id  told to the server as X-Request-ID
         The whole, its last byte too, is there within the server's deadline, or the request's own `timeout`.
         """
-        own = body.get("timeout")
-        timed = isinstance(own, (int, float)) and not isinstance(own, bool) and own > 0
-        seconds = min(self._limits.deadline_s, own) if timed else self._limits.deadline_s
+        own, seconds = body.get("timeout"), self._limits.deadline_s
+        if isinstance(own, int | float) and not isinstance(own, bool) and own > 0:
+            seconds = min(own, seconds)
         late = too_late(seconds, self._limits)
         until = asyncio.get_running_loop().time() + seconds
         try:
