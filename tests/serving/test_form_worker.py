@@ -41,7 +41,25 @@ def test_what_costs_too_much_is_refused_and_the_next_one_is_served(worker, name)
     for _ in range(2):  # the second time without a trial
         with pytest.raises(FormTooCostly, match=r"more than 0\.4 s or 128 MiB|at most 131072"):
             worker.check(COSTLY[name])
+    ready = worker._process
     worker.check(FormDescription("regex", "a+b"))
+    if name != "size":  # that one is refused by its length
+        assert ready is not None and worker._process is ready  # whoever comes next waits for no start
+
+
+def test_nothing_is_started_behind_the_end(tiny):
+    ended = FormWorker(tiny.guide.vocabulary, seconds=0.4, memory_mib=128, size_bytes=2**17)
+    ended.check(FormDescription("regex", "a+b"))  # it runs
+
+    def check():
+        with pytest.raises(FormTooCostly):
+            ended.check(COSTLY["repetition"])
+
+    checking = threading.Thread(target=check)
+    checking.start()
+    ended.close()
+    checking.join()
+    assert ended._process is None
 
 
 def test_texts_that_are_written_go_before_forms(worker):

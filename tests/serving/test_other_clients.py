@@ -1,6 +1,6 @@
 """Clients of OpenAI's API that others wrote: chat, streams, log-probabilities, calls of tools, structured answers.
 
-Each is skipped where it is not installed: pip install litellm langchain-openai instructor llm
+Each is skipped where it is not installed: pip install litellm mcp langchain-openai instructor llm (litellm needs mcp)
 """
 
 from __future__ import annotations

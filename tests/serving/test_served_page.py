@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -168,6 +169,35 @@ def test_answers_stand_side_by_side_with_their_fields_and_one_goes_on(page):
     messages = asked.value.post_data_json["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant", "user"]
     assert messages[1]["content"] in page.locator(".answer").nth(1).inner_text()
+
+
+def test_a_refusal_is_told_and_is_no_part_of_the_conversation(page):
+    """Beside it stands who answered, where a threshold was set."""
+    why = "confidence .2 is below .9"
+    deltas = [
+        ({"content": "yes"}, {"answered_by": "bigger", "abstained": False}),
+        ({"refusal": why}, {"abstained": True, "why": why}),
+    ]
+    asked = []
+
+    def reply(route):
+        asked.append(json.loads(route.request.post_data)["messages"])
+        chunks = [
+            {"choices": [{"index": i, "delta": delta, "logprobs": None, "finish_reason": "stop", **end}]}
+            for i, (delta, end) in enumerate(deltas[:2] if len(asked) == 1 else deltas[1:])
+        ]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", reply)
+    send(page, "first", n="2")
+    facts = page.locator(".facts").all_inner_texts()
+    assert "answered by: bigger" in facts[0] and "not given: confidence .2" in facts[1]
+    assert page.locator("text=Go on from this one").count() == 0
+    send(page, "second", n="1")
+    send(page, "third", n="1")
+    kept = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "yes"}]
+    assert asked[1:] == [[*kept, {"role": "user", "content": each}] for each in ("second", "third")]
 
 
 def test_complete_colours_the_prompt_when_asked(page, local):

@@ -166,6 +166,8 @@ def test_the_model_may_answer_in_words(roomy):
         offered = await client.ok(CHAT, messages=USER, tools=OFFERED, max_tokens=8, seed=1, **no_call)
         none = await client.ok(CHAT, messages=USER, tools=OFFERED, tool_choice="none", max_tokens=8, seed=1)
         plain = await client.ok(CHAT, messages=USER, max_tokens=8, seed=1)
+        counted = await client.ok("/tokenize", messages=USER, tools=OFFERED)
+        assert counted["count"] == offered["usage"]["prompt_tokens"]
         return offered, none, plain
 
     offered, none, plain = ask(roomy, question)

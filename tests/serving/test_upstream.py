@@ -14,6 +14,7 @@ from helpers_for_serving import ask, client_of, serving, toy_model
 from tiny_gguf import write_tiny_llama
 
 import likely
+from likely.serving import ServerLimits
 from likely.serving.upstream import Balancer, Hedging, Upstream, UpstreamProxy
 from likely.serving.upstream.proxy import text_of, tokens_of
 
@@ -228,6 +229,45 @@ def test_a_client_that_leaves_while_a_refusal_is_read_closes_no_server():
         assert server.outstanding == 0 and not server.trying
 
     asyncio.run(run())
+
+
+class Trickling(httpx.AsyncBaseTransport):
+    """A host whose every piece comes within the deadline, and the last one never."""
+
+    def __init__(self, pieces, kind="text/event-stream"):
+        self.pieces, self.kind = pieces, kind
+
+    async def handle_async_request(self, request):
+        if request.url.path.endswith("/models"):
+            return httpx.Response(200, json={"data": [{"id": "big"}]})
+
+        async def trickle():
+            for _ in range(self.pieces):
+                yield b"data: 1\n\n"
+                await asyncio.sleep(0.02)
+            await asyncio.Event().wait()
+
+        return httpx.Response(200, content=trickle(), headers={"content-type": self.kind})
+
+
+@pytest.mark.parametrize(("deadline", "own"), [(0.3, None), (60.0, 0.3)])
+@pytest.mark.parametrize("pieces", [0, 10**6])
+def test_the_deadline_bounds_a_whole_forwarded_reply(deadline, own, pieces):
+    limits = ServerLimits(deadline_s=deadline)
+    proxy = UpstreamProxy(["http://a"], transport=Trickling(pieces), limits=limits)
+
+    async def run():
+        async with client_of(toy_model(), upstreams=proxy, limits=limits) as client:
+            asked = {"model": "big", "prompt": "x", "stream": True, "timeout": own}
+            async with asyncio.timeout(30):
+                return await client.http.post(COMPLETIONS, json=asked)
+
+    reply = asyncio.run(run())
+    [server] = proxy.balancer.upstreams
+    last = json.loads(reply.text.strip().splitlines()[-1].removeprefix("data: "))
+    assert reply.status_code == (200 if pieces else 408)
+    assert last["error"]["code"] == "deadline" and "within 0.3 seconds" in last["error"]["message"]
+    assert server.outstanding == 0 and server.failures == (1 if not pieces and own is None else 0)
 
 
 def test_where_nobody_answers_the_last_reason_is_told():

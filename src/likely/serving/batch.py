@@ -28,7 +28,7 @@ from likely.io.whole_file import write_whole_file
 from likely.lm.model import Model
 from likely.serving.limits import MAX_PROMPTS, ServerLimits
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/score")
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/score")
 FIELDS = ("custom_id", "method", "url", "body")
 AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # a later run asks again
 TRIES = 5  # of a request in one run, where a server is busy or cannot be reached
@@ -47,7 +47,7 @@ class BatchRequest:
     @property
     def text(self) -> str:
         """What requests are sorted by: those that begin alike stand together."""
-        asked = self.body.get("messages", self.body.get("prompt", ""))
+        asked = [self.body.get(name) for name in ("instructions", "messages", "prompt", "input")]
         return json.dumps([self.url, asked], ensure_ascii=False)
 
 

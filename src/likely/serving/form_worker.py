@@ -89,6 +89,7 @@ class FormWorker:
         self._process: subprocess.Popen[bytes] | None = None
         self._verdicts: OrderedDict[str, str | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._closed = False
 
     def accepted(self, described: FormDescription) -> bool:
         """Whether it was tried before and nothing was wrong with it; waits for no form that is being tried."""
@@ -112,7 +113,11 @@ class FormWorker:
             raise (FormTooCostly if verdict.startswith("compiling ") else ConstraintError)(verdict)
 
     def close(self) -> None:
-        """Kill the process; harmless when repeated."""
+        """Kill the process and start no other; harmless when repeated."""
+        self._closed = True
+        self._kill()
+
+    def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -136,13 +141,16 @@ class FormWorker:
         except OSError:
             line = b""
         if not line:
-            self.close()
+            self._kill()
+            if not self._closed:
+                with contextlib.suppress(LikelyError, OSError):  # the next form is not to wait for the start
+                    self._running()
             return too_costly
         return json.loads(line)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:  # ended by somebody else
-            self.close()
+            self._kill()
         if self._process is None:
             command = [sys.executable, "-m", "likely.serving.form_worker", str(self._seconds), str(self._memory)]
             paths = os.pathsep.join([path for path in sys.path if path])
@@ -159,7 +167,7 @@ class FormWorker:
             assert self._process.stdin is not None
             _write_vocabulary(self._process.stdin, self._vocabulary)
             if not _read_line(self._process, START_S):
-                self.close()
+                self._kill()
                 raise LikelyError("the process that compiles forms does not start: send the request again")
         return self._process
 

@@ -104,13 +104,20 @@ class ApiError(Exception):
         return json_response(self.body, status=self.status, headers=self.headers)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def json_text(body: Any) -> str:
-    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _JSON.encode(body)
 
 
-def json_response(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(
+    body: Any, *, status: int = 200, headers: dict[str, str] | None = None, by_pieces: bool = False
+) -> Response:
+    """by_pieces: slower, and other threads get their turn meanwhile."""
     # A broken text may hold half of a surrogate pair; it must not turn an answer into an exception.
-    return Response(json_text(body).encode("utf-8", "replace"), status, headers, "application/json")
+    text = "".join(_JSON.iterencode(body)) if by_pieces else json_text(body)
+    return Response(text.encode("utf-8", "replace"), status, headers, "application/json")
 
 
 def refusal(error: Exception, limits: ServerLimits) -> ApiError:

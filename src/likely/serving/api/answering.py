@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from likely.serving.engine import AsyncEngine, Ticket
 from likely.serving.limits import MAX_NUMBERS, MAX_SCORED_CHARS, ApiError, ServerLimits, json_response, too_late
 
 T = TypeVar("T")
+MANY_NUMBERS = 2**14  # log-probabilities; a reply of more is made in a thread
 
 
 class Answering:
@@ -198,8 +199,13 @@ class Answering:
         }
         return head if seed is None else {**head, "seed": seed}
 
-    def reply(self, asked: RequestBody, body: dict[str, Any]) -> Response:
-        return json_response({**body, "warnings": asked.warnings} if asked.warnings else body)
+    async def made(self, numbers: int, make: Callable[[], T]) -> T:
+        """What `make` returns; of many log-probabilities in a thread, while others are served."""
+        return await asyncio.to_thread(make) if numbers > MANY_NUMBERS else make()
+
+    async def reply(self, asked: RequestBody, body: dict[str, Any], numbers: int = 0) -> Response:
+        whole = {**body, "warnings": asked.warnings} if asked.warnings else body
+        return await self.made(numbers, lambda: json_response(whole, by_pieces=numbers > MANY_NUMBERS))
 
     # --- scores and tokens ----------------------------------------------------------------------------------------
 
@@ -217,7 +223,8 @@ class Answering:
     async def _score(self, asked: ScoreRequest) -> Response:
         tokenizer = self.model.tokenizer
         joint = await self.prompts.joint(asked.prompt, asked.answers)
-        self.check_numbers(sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1))
+        numbers = sum(len(item.tokens) - item.start for item, _ in joint) * (asked.top_logprobs + 1)
+        self.check_numbers(numbers)
         items = [item for item, _ in joint]
         if self.model.capabilities.canvas:  # bounds, from calls of their own
             asking = partial(self.model.score, top_logprobs=asked.top_logprobs, entropy=asked.entropy)
@@ -228,10 +235,10 @@ class Answering:
                 scored_answer(tokenizer, answer, item, straddles, score)
                 for answer, (item, straddles), score in zip(asked.answers, joint, scores, strict=True)
             ]
-        scored = [json_safe(each.to_dict()) for each in found]
+        scored = await self.made(numbers, lambda: [json_safe(each.to_dict()) for each in found])
         head = self.head("score", "likely.score", None)
         spent = usage(sum(len(i.tokens) for i, _ in joint), ())
-        return self.reply(asked, {**head, "answers": scored, "usage": spent})
+        return await self.reply(asked, {**head, "answers": scored, "usage": spent}, numbers)
 
     async def tokenize(self, http: HttpRequest, asked: TokenizeRequest) -> Response:
         self.check_model(asked.model)
@@ -241,7 +248,7 @@ class Answering:
                 tokens = (await self.prompts.conversation(asked.conversation)).tokens
             else:
                 tokens = await self.prompts.tokens_of(asked.prompt or "", asked.add_special_tokens)
-            return self.reply(asked, {"tokens": tokens, "count": len(tokens), "max_model_len": self.context})
+            return await self.reply(asked, {"tokens": tokens, "count": len(tokens), "max_model_len": self.context})
 
         return await self.within(http, asked, work())
 
@@ -249,7 +256,7 @@ class Answering:
         self.check_model(asked.model)
 
         async def work() -> Response:
-            return self.reply(asked, {"prompt": await self.prompts.text_of(asked.tokens)})
+            return await self.reply(asked, {"prompt": await self.prompts.text_of(asked.tokens)})
 
         return await self.within(http, asked, work())
 

@@ -323,14 +323,7 @@ class ChatRequest(GenerationRequest):
     @property
     def conversation(self) -> list[dict[str, Any]]:
         """The messages with plain text contents, as chat templates take them; tools and their calls are text, too."""
-        plain = [_plain_message(i, message) for i, message in enumerate(self.messages)]
-        functions = [each.function.plain() for each in self.tools] if self.calls_tools else []
-        if not functions and not any("tool_calls" in each or each.get("role") == "tool" for each in plain):
-            return plain
-        try:
-            return with_tools(plain, functions)
-        except DataError as error:
-            raise ApiError(400, str(error), param="messages") from None
+        return _as_text(self.messages, self.tools if self.calls_tools else [])
 
 
 class TokenizeRequest(RequestBody):
@@ -338,6 +331,7 @@ class TokenizeRequest(RequestBody):
 
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    tools: list[OfferedTool] = Field([], max_length=MAX_TOOLS)
     add_special_tokens: bool = True
 
     @model_validator(mode="after")
@@ -348,7 +342,7 @@ class TokenizeRequest(RequestBody):
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        return [_plain_message(i, message) for i, message in enumerate(self.messages or ())]
+        return _as_text(self.messages or (), self.tools)
 
 
 class DetokenizeRequest(RequestBody):
@@ -364,6 +358,17 @@ class ScoreRequest(RequestBody):
     answers: list[str] = Field(min_length=1, max_length=MAX_ANSWERS)
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     entropy: bool = False
+
+
+def _as_text(messages: Sequence[dict[str, Any]], tools: Sequence[OfferedTool]) -> list[dict[str, Any]]:
+    """Messages with plain text contents, tools and their calls among it."""
+    plain = [_plain_message(i, message) for i, message in enumerate(messages)]
+    if not tools and not any("tool_calls" in each or each.get("role") == "tool" for each in plain):
+        return plain
+    try:
+        return with_tools(plain, [each.function.plain() for each in tools])
+    except DataError as error:
+        raise ApiError(400, str(error), param="messages") from None
 
 
 def _plain_message(i: int, message: dict[str, Any]) -> dict[str, Any]:
@@ -419,12 +424,15 @@ def parse(schema: type[A], body: dict[str, Any]) -> A:
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_context=False)[0]
+    """The error of the first wrong field; of a field that may be several things, what is wrong deepest inside."""
+    errors = error.errors(include_url=False, include_context=False)
+    of_field = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(of_field, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     place = [p for p in first["loc"] if isinstance(p, int) or re.fullmatch(r"[a-z_]+", str(p))]
     place = [p for p in place if p not in ("str", "list", "constrained")]
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).lstrip(".")
     message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = re.sub(r" or instance of \w+", "", message[:1].lower() + message[1:])
     if first["type"] == "missing":
         return ApiError(400, f'field "{name}" is missing', param=name)
     if not name:

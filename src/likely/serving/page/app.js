@@ -130,7 +130,8 @@ function turn(question, n) {
 
 function receive(answer, choice) {
   if (mode === "chat") {
-    answer.content += choice.delta.content ?? choice.delta.refusal ?? "";
+    answer.content += choice.delta.content ?? "";
+    answer.refused ||= Boolean(choice.delta.refusal); // why is told at the end
     const entries = choice.logprobs?.content;
     if (entries?.length) answer.add(entries);
     else if (choice.delta.content) answer.text.append(choice.delta.content);
@@ -149,9 +150,10 @@ function offerChoice(question, answers) {
     for (const answer of answers) answer.box.classList.toggle("chosen", answer === chosen && answers.length > 1);
   };
   const at = history.length;
-  choose(answers[0]);
-  if (answers.length < 2) return;
-  for (const answer of answers) {
+  const given = answers.filter((answer) => !answer.refused); // a refusal is nothing that the model said
+  if (given.length) choose(given[0]);
+  if (given.length < 2) return;
+  for (const answer of given) {
     const button = element("button", "Go on from this one");
     button.type = "button";
     button.addEventListener("click", () => choose(answer));

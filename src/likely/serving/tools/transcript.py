@@ -23,23 +23,30 @@ def with_tools(messages: Sequence[Mapping[str, Any]], functions: Sequence[Mappin
     found: list[dict[str, Any]] = []
     open_calls: set[str] = set()
     for i, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(content, str | None):
+            raise DataError(f'messages[{i}]: "content" must be a string, got {str(content)[:40]}')
         if message.get("role") == "tool":
             number = message.get("tool_call_id")
+            if not isinstance(number, str):
+                raise DataError(f'messages[{i}]: "tool_call_id" must be a string, got {str(number)[:40]}')
             if number not in open_calls:
-                raise DataError(f'messages[{i}]: no call before it has the tool_call_id "{str(number)[:60]}"')
-            block = f"<tool_response>\n{message.get('content', '')}\n</tool_response>"
+                raise DataError(f'messages[{i}]: no call before it has the tool_call_id "{number[:60]}"')
+            block = f"<tool_response>\n{content or ''}\n</tool_response>"
             if found and found[-1].get("role") == "user" and found[-1].pop("results", False):
                 found[-1] = {"role": "user", "content": f"{found[-1]['content']}\n{block}", "results": True}
             else:
                 found.append({"role": "user", "content": block, "results": True})
             continue
         plain = {name: value for name, value in message.items() if name not in ("tool_calls", "tool_call_id")}
-        if calls := message.get("tool_calls"):
+        calls = message.get("tool_calls")
+        if not isinstance(calls, list | None):
+            raise DataError(f"messages[{i}]: tool_calls must be a list of calls, got {str(calls)[:40]}")
+        if calls:
             if message.get("role") != "assistant":
                 raise DataError(f"messages[{i}]: tool_calls belong to the assistant")
             written = [_call_text(i, call) for call in calls]
             open_calls |= {str(call.get("id")) for call in calls}
-            content = plain.get("content") or ""
             plain["content"] = "\n".join([content, *written] if content else written)
         found.append(plain)
     for each in found:

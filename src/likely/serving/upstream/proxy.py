@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from likely.lm.remote.http import base_url, find_key
-from likely.serving.limits import ApiError, ServerLimits, json_text
+from likely.serving.limits import ApiError, ServerLimits, json_text, too_late
 from likely.serving.upstream.balancer import Balancer, Hedging, Upstream
 
 PREFIX_CHARS = 1024  # of a prompt: texts that begin alike that far go to the same server
@@ -38,6 +38,22 @@ class _Begun:
     reply: httpx.Response
     first: bytes
     rest: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True)
+class _Deadline:
+    """Of one request, on the event loop's clock, and what a client is told whose reply is not there then.
+
+    own  the client's, shorter than the server's: a server that does not meet it is not at fault
+    """
+
+    until: float
+    refusal: ApiError
+    own: bool
+
+    @property
+    def was_missed(self) -> bool:
+        return not self.own and asyncio.get_running_loop().time() >= self.until
 
 
 class UpstreamProxy:
@@ -108,7 +124,22 @@ class UpstreamProxy:
 
         path        behind the server's address, such as "/chat/completions"
         request_id  told to the server as X-Request-ID
+        The whole, its last byte too, is there within the server's deadline, or the request's own `timeout`.
         """
+        own, seconds = body.get("timeout"), self._limits.deadline_s
+        if isinstance(own, int | float) and not isinstance(own, bool) and own > 0:
+            seconds = min(own, seconds)
+        late = too_late(seconds, self._limits)
+        until = asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._reply(
+                    path, body, request_id, _Deadline(until, late, seconds < self._limits.deadline_s)
+                )
+        except TimeoutError:
+            raise late from None
+
+    async def _reply(self, path: str, body: dict[str, Any], request_id: str | None, deadline: _Deadline) -> Response:
         model, text = str(body["model"]), text_of(body)
         prefix, tokens = text[:PREFIX_CHARS].encode("utf-8", "replace"), tokens_of(body, text)
         tried: list[Upstream] = []
@@ -121,7 +152,7 @@ class UpstreamProxy:
                 try:
                     return await self._send(other, path, body, request_id)
                 except BaseException as error:  # what is no fault of the server: the client went, another was sooner
-                    failed = isinstance(error, (httpx.HTTPError, TimeoutError))
+                    failed = isinstance(error, (httpx.HTTPError, TimeoutError)) or deadline.was_missed
                     self.balancer.end(other, tokens, worked=False if failed else None)
                     raise
 
@@ -144,7 +175,7 @@ class UpstreamProxy:
                 finally:
                     self.balancer.end(upstream, tokens, worked=begun.reply.status_code == 429)
                 continue
-            return _Passed(begun, self._kept(begun), partial(self._end, upstream, tokens))
+            return _Passed(begun, self._kept(begun), partial(self._end, upstream, tokens), deadline)
         if last is not None:
             return last
         wait = math.ceil(self.balancer.opens_in(model)) or 1
@@ -246,14 +277,25 @@ class UpstreamProxy:
 class _Passed(StreamingResponse):
     """A reply as it comes.  over: told once, at the end, whether the server did its part."""
 
-    def __init__(self, begun: _Begun, headers: dict[str, str], over: Callable[[bool | None], None]):
-        self._begun, self._over = begun, over
+    def __init__(
+        self, begun: _Begun, headers: dict[str, str], over: Callable[[bool | None], None], deadline: _Deadline
+    ):
+        self._begun, self._over, self._deadline = begun, over, deadline
+        self._streams = begun.reply.headers.get("content-type", "").startswith("text/event-stream")
         self._worked: bool | None = None
         super().__init__(self._pieces(), begun.reply.status_code, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self._deadline.until):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            if not self._streams:
+                raise httpx.ReadTimeout(str(self._deadline.refusal)) from None  # as below: it ends before its end
+            with contextlib.suppress(TimeoutError):  # a client that does not read must not hold the place
+                async with asyncio.timeout(1):
+                    last = _error_event(self._deadline.refusal)
+                    await send({"type": "http.response.body", "body": last, "more_body": False})
         finally:
             self._over(self._worked)
             await asyncio.shield(self._begun.reply.aclose())
@@ -266,10 +308,14 @@ class _Passed(StreamingResponse):
             self._worked = True
         except httpx.HTTPError as error:
             self._worked = False
-            if not self._begun.reply.headers.get("content-type", "").startswith("text/event-stream"):
+            if not self._streams:
                 raise  # the reply ends before its end, which the client sees
             message = f"the server behind this one broke off: {_said(error)}"
-            yield b"data: " + json_text(ApiError(502, message, code="upstream").body).encode() + b"\n\n"
+            yield _error_event(ApiError(502, message, code="upstream"))
+
+
+def _error_event(error: ApiError) -> bytes:
+    return b"data: " + json_text(error.body).encode() + b"\n\n"
 
 
 def _begun_of(asked: Sequence[asyncio.Task[_Begun]], *, refused: bool = False) -> _Begun | None:

@@ -66,23 +66,31 @@ class ChatsEndpoint:
         return {name: settings[name] for name in settings.keys() - given.keys() - asked.model_fields_set}
 
     async def _whole(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:
-        body, headers = await self.body(http, asked, salt)
-        reply = self._with.reply(asked, body)
+        body, headers, numbers = await self.body(http, asked, salt)
+        reply = await self._with.reply(asked, body, numbers)
         reply.headers.update(headers)
         return reply
 
-    async def body(self, http: HttpRequest, asked: ChatRequest, salt: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """(a whole reply, its headers about who answered)"""
+    async def body(
+        self, http: HttpRequest, asked: ChatRequest, salt: str
+    ) -> tuple[dict[str, Any], dict[str, str], int]:
+        """(a whole reply, its headers about who answered, how many log-probabilities it holds)"""
         started = await self.start(asked, "chat.completion", salt)
         done = await self._with.finished([started.ticket])
         answers = [await self._decided(asked, started, done[0, sample]) for sample in range(asked.n)]
-        choices = [await self._choice(asked, started, i, done[0, i], answer) for i, answer in enumerate(answers)]
+        numbers = sum(len(each.tokens) for each in done.values()) * (asked.top_logprobs + 1) if asked.logprobs else 0
+        fields = [await self._fields(asked, started, done[0, i], answer) for i, answer in enumerate(answers)]
+
+        def choices() -> list[dict[str, Any]]:
+            return [self._choice(asked, started, i, done[0, i], answer) | fields[i] for i, answer in enumerate(answers)]
+
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
         headers = route_headers(started.bound, answers)
-        return {**started.head, "choices": choices, "usage": spent}, headers
+        made = await self._with.made(numbers, choices)
+        return {**started.head, "choices": made, "usage": spent}, headers, numbers
 
-    async def _choice(
+    def _choice(
         self, asked: ChatRequest, started: StartedChat, sample: int, finished: Finished, answer: Answer | None
     ) -> dict[str, Any]:
         text, reason = (finished.text, finished.reason) if answer is None else (answer.text, answer.finish_reason)
@@ -106,7 +114,6 @@ class ChatsEndpoint:
             "logprobs": content,
             **ended_by(reason, complete=complete),
             **decision_fields(started.bound, answer),
-            **await self._fields(asked, started, finished, answer),
         }
 
     async def _stream(self, http: HttpRequest, asked: ChatRequest, salt: str) -> Response:

@@ -54,20 +54,28 @@ class CompletionsEndpoint:
     async def _whole(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
         started = await self._start(asked, salt)
         done = await self._with.finished(started.tickets)
-        choices = []
-        for i, (prompt, echo) in enumerate(zip(started.prompts, started.echoes, strict=True)):
-            for sample in range(asked.n):
-                block, text, ending = echo, prompt.text if asked.echo else "", ended_by("length")
-                if started.tickets:
-                    finished = done[i, sample]
-                    text, ending = text + finished.text, ended_by(finished.reason, complete=finished.complete)
-                    if asked.logprobs is not None:
-                        block = joined(echo, self._block(asked, prompt, finished))
-                    ending |= await self._fields(asked, started, finished)
-                choices.append({"index": i * asked.n + sample, "text": text, "logprobs": block, **ending})
         spent = usage(started.prompt_tokens, done.values(), cached_of(done))
         log_of(http)["usage"] = spent
-        return self._with.reply(asked, {**started.head, "choices": choices, "usage": spent})
+        fields = {key: await self._fields(asked, started, finished) for key, finished in done.items()}
+        numbers = _echoed(asked, started.prompts)
+        numbers += sum(len(each.tokens) for each in done.values()) * _alternatives(asked)
+
+        def choices() -> list[dict[str, Any]]:
+            found = []
+            for i, (prompt, echo) in enumerate(zip(started.prompts, started.echoes, strict=True)):
+                for sample in range(asked.n):
+                    block, text, ending = echo, prompt.text if asked.echo else "", ended_by("length")
+                    if started.tickets:
+                        finished = done[i, sample]
+                        text, ending = text + finished.text, ended_by(finished.reason, complete=finished.complete)
+                        if asked.logprobs is not None:
+                            block = joined(echo, self._block(asked, prompt, finished))
+                        ending |= fields[i, sample]
+                    found.append({"index": i * asked.n + sample, "text": text, "logprobs": block, **ending})
+            return found
+
+        body = {**started.head, "choices": await self._with.made(numbers, choices), "usage": spent}
+        return await self._with.reply(asked, body, numbers)
 
     async def _stream(self, http: HttpRequest, asked: CompletionRequest, salt: str) -> Response:
         started = await self._start(asked, salt)
@@ -109,14 +117,14 @@ class CompletionsEndpoint:
         common, wanted = self._with, asked.max_tokens
         described, field = form_of(asked)
         prompts = await common.prompts.prompts(asked.prompts, echo=asked.echo, wanted=wanted)
-        alternatives = 0 if asked.logprobs is None else asked.logprobs + 1
-        given = sum(len(p.tokens) for p in prompts) if asked.echo else 0
-        common.check_numbers((given + wanted * len(prompts)) * asked.n * alternatives)
+        echoed = _echoed(asked, prompts)
+        common.check_numbers(echoed + wanted * len(prompts) * asked.n * _alternatives(asked))
         echoes: list[Block | None] = [None] * len(prompts)
         if asked.echo and asked.logprobs is not None:
             items = [Item(tuple(p.tokens), 1) for p in prompts]
             scores = await common.engine.score(items, top=asked.logprobs, entropy=asked.token_details)
-            echoes = [self._echo(asked, p, s) for p, s in zip(prompts, scores, strict=True)]
+            made = zip(prompts, scores, strict=True)
+            echoes = await common.made(echoed, lambda: [self._echo(asked, p, s) for p, s in made])
         seed = seed_of(asked)
         tickets: list[Ticket] = []
         held: Constraint | None = None
@@ -149,6 +157,16 @@ class CompletionsEndpoint:
     def _block(self, asked: CompletionRequest, prompt: EncodedPrompt, finished: Finished) -> Block:
         details = _details(asked, finished)
         return self._blocks(asked, prompt).block(finished.tokens, finished.logprobs, finished.tops, **details)
+
+
+def _alternatives(asked: CompletionRequest) -> int:
+    """Log-probabilities of one token."""
+    return 0 if asked.logprobs is None else asked.logprobs + 1
+
+
+def _echoed(asked: CompletionRequest, prompts: list[EncodedPrompt]) -> int:
+    """Log-probabilities of the prompts in a reply."""
+    return sum(len(each.tokens) for each in prompts) * asked.n * _alternatives(asked) if asked.echo else 0
 
 
 def _details(asked: CompletionRequest, of: Event | Finished) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class ResponsesEndpoint:
             raise ApiError(error.status, message, param=name, code=error.code) from None
 
     async def _whole(self, http: HttpRequest, asked: ResponsesRequest, chat: ChatRequest, salt: str) -> Response:
-        body, headers = await self._chats.body(http, chat, salt)
+        body, headers, numbers = await self._chats.body(http, chat, salt)
         [choice] = body["choices"]
         message, content = choice["message"], (choice["logprobs"] or {}).get("content")
         writing = _Writing(asked, body["model"], body["seed"])
@@ -197,7 +197,7 @@ class ResponsesEndpoint:
         writing.note(choice)
         for _ in writing.close():
             pass
-        reply = self._with.reply(chat, writing.response(choice["finish_reason"], body["usage"]))
+        reply = await self._with.reply(chat, writing.response(choice["finish_reason"], body["usage"]), numbers)
         reply.headers.update(headers)
         return reply
 
