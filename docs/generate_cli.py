@@ -14,7 +14,8 @@ from likely.io.whole_file import write_whole_file
 PAGE = Path(__file__).parent / "cli.md"
 HEAD = """# Command line
 
-Made from `--help` by `docs/generate_cli.py`. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C.
+Made from `--help` by `docs/generate_cli.py`. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C,
+143 SIGTERM.
 """
 
 

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 from tiny_gguf import write_tiny_llama
 
@@ -46,6 +51,26 @@ def test_errors_come_before_the_work(cli, wide, tmp_path):
     empty.touch()
     assert "has 0 tokens" in cli("compare", wide, wide, "--data", empty).err
     assert "named twice" in cli("compare", wide, "x", "x").err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM")
+def test_a_command_that_is_ended_leaves_nothing_behind(wide, tmp_path):
+    program = (
+        "import os, signal, likely.models.convert as convert; from likely.cli import main\n"
+        "convert._sync = lambda path: os.kill(os.getpid(), signal.SIGTERM)\nmain()"
+    )
+    arguments = ["compress", wide, "--scheme", "w8", "--out", tmp_path / "w8.gguf"]
+    done = subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM and done.stderr.strip() == "" and list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_said_in_a_line(cli, wide, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("Unable to allocate 9 GiB")
+
+    monkeypatch.setattr("likely.compression.methods.compress", fail)
+    done = cli("compress", wide, "--out", tmp_path / "w4.gguf")
+    assert done.code == 1 and done.err.startswith("Error: out of memory (Unable to allocate 9 GiB): take a smaller")
 
 
 def test_stats_of_several_texts(cli, wide, tmp_path):

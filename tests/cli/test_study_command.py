@@ -32,6 +32,8 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
     said = cli("study", "calibration", model, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
     assert said.out.endswith(found["recommendation"] + "\n") and "saturates at most" in said.out
+    alone = cli("study", "calibration", model, *options, "--methods", "rtn:w4g32")
+    assert len(alone.out.strip().splitlines()) == 2 and "texts differ by" not in alone.out  # it reads no text
 
 
 @pytest.mark.usefixtures("data_dir")

@@ -91,7 +91,7 @@ def test_a_full_disk_is_seen_before_the_work(target, bits, model, tmp_path, monk
         check_target(model, tmp_path / target, method="gptq", scheme="w4g32", overwrite=False)
 
     check(needed)
-    with pytest.raises(ModelError, match="GB needed"):
+    with pytest.raises(ModelError, match="MB needed"):
         check(needed - 1)
 
 

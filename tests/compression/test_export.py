@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -102,8 +103,17 @@ def test_nothing_is_written_over_or_left_half(source, tmp_path, monkeypatch):
         made.export(tmp_path / "made.gguf", overwrite=True, progress=stop)
     assert (tmp_path / "made.gguf").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(ModelError, match="GB needed"):
+    with pytest.raises(ModelError, match=r"other.gguf: \d+ MB needed, 0 MB free"):
         made.export(tmp_path / "other.gguf")
+    monkeypatch.undo()
+    monkeypatch.setattr("likely.models.convert._sync", lambda path: os.fstat(-1))  # an error while it is written
+    with pytest.raises(ModelError, match=r"cannot write .*other.gguf: Bad file descriptor"):
+        made.export(tmp_path / "other.gguf")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ModelError, match=r"cannot write .*other.gguf: the folder .* is read-only"):
+        made.export(tmp_path / "other.gguf")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ModelError, match="lie inside"):
         made.export(source, overwrite=True)
 

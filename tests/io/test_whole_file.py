@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from likely.io.whole_file import write_whole_file
+from likely.io.whole_file import partial_beside, write_whole_file
 
 
 @pytest.fixture
@@ -42,3 +42,21 @@ def test_an_error_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_whole_file(path, "no bytes")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_processes_left_goes_and_what_others_still_write_stays(tmp_path):
+    target, long_ago = tmp_path / "file", (0, 0)
+    for name in (".file.0123abcd.partial", ".other.0123abcd.partial"):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, long_ago)
+    folder = tmp_path / ".file.abcd0123.partial"
+    folder.mkdir()
+    (folder / "part").touch()
+    os.utime(folder, long_ago)
+    fresh = tmp_path / ".file.00000000.partial"
+    fresh.touch()  # by a process that has no lock on it yet
+    with partial_beside(target, folder=True) as mine:
+        os.utime(mine, long_ago)
+        write_whole_file(target, b"whole")
+        assert set(tmp_path.iterdir()) == {mine, fresh, target, tmp_path / ".other.0123abcd.partial"}
+    assert not mine.exists()

@@ -177,6 +177,16 @@ def test_a_compiler_that_fails_in_silence(folder, compiler):
     assert left_in(folder) == []
 
 
+def test_what_a_killed_compilation_left_is_removed(folder, compiler, libraries):
+    compiler(f'cp {libraries("native")} "$out"')
+    left = folder / ".library.0123abcd.partial"
+    left.mkdir(parents=True)
+    (left / "part1.o").touch()
+    os.utime(left, (0, 0))
+    made = native_build.build()
+    assert left_in(folder) == [made.name]
+
+
 def test_a_compiler_that_makes_nothing(folder, compiler):
     compiler("exit 0")
     one_line(native_build.library, "cannot be built")

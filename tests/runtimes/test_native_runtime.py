@@ -185,6 +185,13 @@ def test_a_wrong_reading_of_the_settings_would_be_seen(made, monkeypatch, tmp_pa
 # --- refusals, limits, names ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("epsilon", [-1e-5, float("nan"), "x"])
+def test_an_epsilon_of_norms_that_is_not_positive_is_refused(made, epsilon):
+    config = json.loads((made("llama")[1] / "config.json").read_text())
+    with pytest.raises(ModelError, match="rms_norm_eps must be a"):
+        Architecture.of_config(config | {"rms_norm_eps": epsilon})
+
+
 def test_a_failing_call_leaves_all_state_unchanged(natives, monkeypatch):
     runtime, tokens = natives("llama", "int8", tokens_held=150), tokens_of(30)
     sequence = runtime.open()

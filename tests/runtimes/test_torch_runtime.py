@@ -444,7 +444,7 @@ def test_the_context_ends_where_rotary_frequencies_would_change():
         forward(runtime, runtime.open(), tokens_of(33))
 
 
-def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes):
+def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes, monkeypatch):
     module = runtimes("gemma3").module
     module.save_pretrained(tmp_path)
     runtime = TorchRuntime.from_pretrained(tmp_path, tokens_held=64)
@@ -467,6 +467,12 @@ def test_folders_round_trip_and_damaged_ones_are_refused(tmp_path, runtimes):
         (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | wrong))
         with pytest.raises(ModelError, match="cannot be loaded by transformers"):
             TorchRuntime.from_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("was made"))
+    for size in ("head_dim", "intermediate_size", "vocab_size"):
+        (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | {size: 10**6}))
+        with pytest.raises(ModelError, match=r"has shape \(.*\), and \(.*000, .* by config.json"):
+            TorchRuntime.from_pretrained(tmp_path)
+    monkeypatch.undo()
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be loaded"):

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
-    """Entry point of `likely`: exit codes 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C."""
+    """Entry point of `likely`: exit codes 0 done, 1 the work failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this program
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    ended = False
+
+    def end(*_: int | FrameType | None) -> None:  # as Ctrl-C does: what is half written is removed
+        nonlocal ended
+        ended = True
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
         from likely.cli.app import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # outside of any verb
         code = 130
+    code = 143 if ended else code
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -115,6 +115,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, 2, debug)
     except OSError as error:
         return _fail(error, 1, debug)
+    except MemoryError as error:
+        return _fail(MemoryError(f"out of memory ({error}): take a smaller model or less text at a time"), 1, debug)
     except Exception as error:
         if debug:
             raise

@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
+import shutil
 import stat
-import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from likely.errors import DataError
+
+
+@contextmanager
+def partial_beside(target: Path, *, folder: bool = False, private: bool = False) -> Iterator[Path]:
+    """An empty file or folder beside `target` to make it in; what still has its name at the end is removed.
+
+    So is what killed processes left there before: whoever works on such a file or folder holds a lock on it.
+    """
+    name = f".{target.name[:100]}."
+    _remove_left(target.parent, name)
+    made = target.with_name(f"{name}{secrets.token_hex(4)}.partial")
+    if folder:
+        made.mkdir(0o700 if private else 0o777)
+    else:
+        os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
+    lock = _lock(made)
+    try:
+        yield made
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if made.is_dir():
+            shutil.rmtree(made)
+        else:
+            made.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path, name: str) -> None:
+    for left in folder.glob(f"{glob.escape(name)}????????.partial"):
+        with suppress(OSError):
+            just_made = time.time() - left.stat().st_mtime < 60  # and perhaps not locked yet
+            if just_made or (lock := _lock(left)) is None:
+                continue
+            try:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """What holds it until it is closed or the process ends; None where others hold it or locks cannot be had."""
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 @contextmanager
@@ -22,16 +77,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as out:
+    with partial_beside(target, private=True) as made:
+        with made.open("wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(name, _permissions(target))
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        made.chmod(_permissions(target))
+        made.replace(target)
 
 
 def write_whole_file(path: Path, data: bytes) -> None:

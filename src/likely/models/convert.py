@@ -6,7 +6,6 @@ The target appears under its name only when it is whole, on disk and checked; un
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Literal
 
 from likely.errors import ModelError, nearest
 from likely.formats.folder import weight_bytes
+from likely.io.whole_file import partial_beside
 from likely.models.plans import FILE_TYPE, Changes, ConversionPlan, conversion_plan, rewriting_plan
 from likely.models.verify_conversion import LikelihoodCheck, Scorer, compare_models
 from likely.tokenizers.gguf import tokenizer_from_gguf
@@ -90,7 +90,7 @@ def convert(
         raise ModelError(f"{source} is a safetensors folder already; convert it to {', '.join(FILE_TYPE)}")
     plan = conversion_plan(source, to)
     check_room(target, sum(step.nbytes for step in plan.steps))
-    with _temporary(target) as partial:
+    with _temporary(target, to) as partial:
         plan.write(partial, _counted(progress, sum(step.nbytes for step in plan.steps)))
         check = _verify(source, partial, plan, to, scorer) if verify else None
         size = _sync(partial)
@@ -127,7 +127,7 @@ def rewrite(
     plan = rewriting_plan(source, to, changes)
     total = sum(step.nbytes for step in plan.steps)
     check_room(target, total)
-    with _temporary(target) as partial:
+    with _temporary(target, to) as partial:
         plan.write(partial, _counted(progress, total))
         if partial.is_dir():
             for name, text in changes.files.items():
@@ -178,6 +178,8 @@ def check_places(source: Path, target: Path, to: str, overwrite: bool) -> None:
         raise ModelError(f"{target} and {source} lie inside each other; choose another target")
     if not target.parent.is_dir():
         raise ModelError(f"{target.parent} is not a folder; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise ModelError(f"cannot write {target}: the folder {target.parent} is read-only")
     if target.exists() and not overwrite:
         raise ModelError(f"{target} exists already; use --overwrite (overwrite=True) to replace it")
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
@@ -188,20 +190,17 @@ def check_room(target: Path, needed: int) -> None:
     """ModelError where the disk of a file or folder to be written has fewer bytes free."""
     free = shutil.disk_usage(target.parent).free
     if free < needed:
-        raise ModelError(f"{target.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
+        raise ModelError(f"cannot write {target}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
 
 
 @contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside the target that nobody uses. Whatever is still there afterwards is removed."""
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+def _temporary(target: Path, to: str) -> Iterator[Path]:
+    """Where it is made; ModelError, in one line, where it cannot be written."""
     try:
-        yield partial
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        with partial_beside(target, folder=to == "safetensors") as partial:
+            yield partial
+    except OSError as error:
+        raise ModelError(f"cannot write {target}: {error.strerror or error}") from None
 
 
 def _sync(path: Path) -> int:

@@ -133,7 +133,6 @@ def _gguf_to_folder(source: Path, header: GgufHeader, changes: Changes = NO_CHAN
     tokenizer = tokenizer_from_header(header)
 
     def write(folder: Path, count: Callable[[int], None]) -> None:
-        folder.mkdir()
         _write_shards(folder, steps, count)
         write_json(folder / "config.json", config)
         save_tokenizer(tokenizer, folder, context_length=config["max_position_embeddings"])
@@ -150,7 +149,6 @@ def _folder_to_folder(source: Path, changes: Changes) -> ConversionPlan:
     beside = [p for p in source.iterdir() if p.is_file() and p.suffix in (".json", ".jinja", ".model", ".txt")]
 
     def write(folder: Path, count: Callable[[int], None]) -> None:
-        folder.mkdir()
         _write_shards(folder, steps, count)
         for file in beside:
             if not file.name.endswith(".safetensors.index.json"):
@@ -226,7 +224,7 @@ def _is_quantised(tensors: Iterable[Stored]) -> bool:
 def _write_gguf(
     path: Path, pairs: list[bytes], steps: list[Step], count: Callable[[int], None], alignment: int = 32
 ) -> None:
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         tensors = [(step.name, step.shape, step.type) for step in steps]
         writer = GgufWriter(file, pairs, tensors, alignment=alignment)
         for step in steps:

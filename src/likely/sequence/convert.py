@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers.utils import logging
 
 from likely.errors import CapabilityError, ModelError
 from likely.formats.folder import read_folder, read_json
+from likely.io.whole_file import partial_beside
 from likely.sequence.backbone import SequenceConfig, SequenceLM
 from likely.sequence.families import FAMILIES, family_of
 
@@ -128,8 +128,7 @@ def convert_folder(
                 f"{source}: converted logits differ by {difference:.1e} of the largest; nothing was written. Please "
                 f"report this model"
             )
-    with tempfile.TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as place:
-        partial = Path(place) / "model"
+    with partial_beside(target.resolve(), folder=True) as partial:
         with _quiet():
             written.save_pretrained(partial)
         for pattern in BESIDE:

@@ -129,7 +129,7 @@ class Architecture:
             head_dim=head_dim,
             mlp=setting(config, "intermediate_size"),
             activation=activation,
-            epsilon=number(config, "rms_norm_eps", 1e-6),
+            epsilon=positive(config, "rms_norm_eps", 1e-6),
             attention_scale=(positive(config, "query_pre_attn_scalar", 256) if gemma else head_dim) ** -0.5,
             embedding_scale=float(np.float32(hidden**0.5)) if gemma else 1.0,
             logit_softcap=_softcap(config, "final_logit_softcapping", 30.0 * (family == "gemma2")),

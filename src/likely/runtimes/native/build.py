@@ -15,13 +15,13 @@ import shlex
 import shutil
 import stat
 import subprocess
-import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from likely.errors import CapabilityError
 from likely.io.hashes import cache_dir, fingerprint
+from likely.io.whole_file import partial_beside
 from likely.runtimes.machine import cpu_words
 from likely.runtimes.native.check import disagreement
 from likely.runtimes.native.library import Library
@@ -178,9 +178,9 @@ def compile_library(isa: str, target: Path) -> None:
     try:
         target.parent.parent.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(mode=0o755, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / "likely.so"
-            parts = {Path(folder) / f"part{n}.o": f"-DLIKELY_PART={n}" for n in (1, 2)}  # they take equally long
+        with partial_beside(target.with_name("library"), folder=True, private=True) as folder:
+            made = folder / "likely.so"
+            parts = {folder / f"part{n}.o": f"-DLIKELY_PART={n}" for n in (1, 2)}  # they take equally long
             with ThreadPoolExecutor() as pool:
                 list(pool.map(lambda to: _run(compiler, isa, parts[to], "-c", "-o", to, SOURCES / "native.cpp"), parts))
             _run(compiler, isa, "-shared", "-o", made, *parts)

@@ -98,7 +98,8 @@ class NativeRuntime(SlotRuntime):
         self.dtype = dtype = dtype or default_dtype(source)
         if shape.merged and dtype != "file":
             raise CapabilityError(
-                f"{place} holds MergeQuant's codes, which run as they are: dtype='file', not '{dtype}'"
+                f"{place} holds MergeQuant's codes, which run as they are: dtype='file', not '{dtype}' "
+                "(of likely compare: --candidate-runtime native)"
             )
         kind = DTYPES.index(dtype) if dtype in DTYPES else CODES
         self._weights = load_weights(source, shape, dtype, self._library, progress, rounding, self.threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from likely.errors import ModelError
 from likely.formats.folder import read_folder, read_json
-from likely.formats.safetensors_file import read_entries
+from likely.formats.safetensors_file import Entry, read_entries
 from likely.runtimes.machine import check_weights_fit
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -33,6 +33,7 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
     import likely.sequence.backbone  # noqa: F401  transformers then knows its models
 
     check_no_foreign_code(folder_or_id)
+    entries: dict[str, Entry] = {}
     whole = Path(folder_or_id) / "model.safetensors"  # transformers reads it alone, before an index
     if device.type == "cpu" and (whole.is_file() or (Path(folder_or_id) / INDEX).is_file()):
         entries = read_entries(whole) if whole.is_file() else read_folder(Path(folder_or_id))
@@ -45,6 +46,7 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
             raise ModelError(f"{folder_or_id}: config.json names {layers} layers, and there are {len(entries)} tensors")
     try:
         with quiet():
+            _check_shapes(folder_or_id, entries)
             module, found = AutoModelForCausalLM.from_pretrained(
                 str(folder_or_id), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -56,6 +58,23 @@ def load_pretrained(folder_or_id: str | Path, *, dtype: torch.dtype, device: tor
     if bad := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise ModelError(f"{folder_or_id}: {len(bad)} weights are missing or misshapen, for instance {bad[0]}")
     return module.to(device)
+
+
+def _check_shapes(folder: str | Path, entries: Mapping[str, Entry]) -> None:
+    """ModelError for a tensor that config.json gives another shape: transformers would first make it, of any size."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not entries or read_json(Path(folder) / "config.json").get(
+        "quantization_config"
+    ):  # codes have shapes of their own
+        return
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))
+    for name, tensor in module.state_dict().items():
+        if name in entries and tuple(tensor.shape) != tuple(entries[name].shape):
+            raise ModelError(
+                f"{folder}: {name} has shape {tuple(entries[name].shape)}, and {tuple(tensor.shape)} by config.json"
+            )
 
 
 def check_no_foreign_code(folder_or_id: str | Path) -> None:

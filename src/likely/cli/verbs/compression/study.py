@@ -122,13 +122,14 @@ def calibration(
          for r in rows],
         left=4,
     )  # fmt: skip
-    typer.echo("")
-    print_table(
-        ("method", "judged on", "texts differ by", "draws alone", "p", "nonsense over best"),
-        [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3),
-          number(None if e.split is None else e.split.p, 3), number(e.nonsense, 2)) for e in effects],
-        left=2,
-    )  # fmt: skip
+    if effects:
+        typer.echo("")
+        print_table(
+            ("method", "judged on", "texts differ by", "draws alone", "p", "nonsense over best"),
+            [(e.method, e.evaluation, number(e.sensitivity, 3), number(e.by_chance, 3),
+              number(None if e.split is None else e.split.p, 3), number(e.nonsense, 2)) for e in effects],
+            left=2,
+        )  # fmt: skip
     if transfer:
         typer.echo("")
         print_table(
@@ -137,8 +138,9 @@ def calibration(
              for t in transfer],
             left=3,
         )  # fmt: skip
-    typer.echo("")
-    typer.echo(recommendation(effects))
+    if effects:
+        typer.echo("")
+        typer.echo(recommendation(effects))
 
 
 @verbs.command("code", cls=VerbCommand)
