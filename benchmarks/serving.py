@@ -45,6 +45,7 @@ from likely.runtimes.machine import cores
 STREAMS = (1, 4, 16, 64)
 KINDS = ("chat", "shared-prefix", "schema")
 TARGETS = {("chat", 1): 1.5, ("chat", 16): 6.0, ("shared-prefix", 16): 10.0}
+ONE_AT_A_TIME = 16  # the most streams at which llama-cpp-python's server is asked
 MOST_STALL = 3.0  # ordinary gaps between tokens
 TOPICS = (
     "rivers",
@@ -101,26 +102,46 @@ def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict
     return {**body, "messages": messages}
 
 
-async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any], load: Load) -> list[float]:
-    """One request; times at which pieces of its text came."""
-    started, written = time.perf_counter(), 0
-    times: list[float] = []
-    async with client.stream("POST", f"{url}/chat/completions", json=body) as reply:
-        if reply.status_code != 200:
-            raise SystemExit(f"{url} answered {reply.status_code}: {(await reply.aread())[:300]!r}")
-        async for line in reply.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            event = json.loads(line[6:])
-            choices = event.get("choices") or [{}]
-            if choices[0].get("delta", {}).get("content"):
-                times.append(time.perf_counter())
-            written = (event.get("usage") or {}).get("completion_tokens") or written
-    load.tokens += written or len(times)
-    if times:
-        load.first.append(times[0] - started)
-        load.between += np.diff(times).tolist()
-    return times
+async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Reply:
+    """One request.  Its events are read when all streams have ended: both processors belong to the servers till then."""
+    reply = Reply(time.perf_counter())
+    async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            raise SystemExit(f"{url} answered {answer.status_code}: {(await answer.aread())[:300]!r}")
+        async for piece in answer.aiter_raw():
+            reply.pieces.append((time.perf_counter(), piece))
+    return reply
+
+
+@dataclass
+class Reply:
+    """When a request was sent, and what came back: (time, bytes)."""
+
+    started: float
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+
+    def read(self) -> tuple[list[float], int]:
+        """(times at which pieces of its text came, tokens)."""
+        times: list[float] = []
+        written, rest = 0, b""
+        for at, piece in self.pieces:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if not line.startswith(b"data: {"):
+                    continue
+                event = json.loads(line[6:])
+                choices = event.get("choices") or [{}]
+                if choices[0].get("delta", {}).get("content"):
+                    times.append(at)
+                written = (event.get("usage") or {}).get("completion_tokens") or written
+        return times, written or len(times)
+
+    def add_to(self, load: Load) -> None:
+        times, tokens = self.read()
+        load.tokens += tokens
+        if times:
+            load.first.append(times[0] - self.started)
+            load.between += np.diff(times).tolist()
 
 
 def run(name: str, url: str, kind: str, streams: int, requests: int, tokens: int) -> Load:
@@ -128,16 +149,18 @@ def run(name: str, url: str, kind: str, streams: int, requests: int, tokens: int
 
     async def loop() -> Load:
         load, places = Load(0.0), asyncio.Semaphore(streams)
-        limits = httpx.Limits(max_connections=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # llama-server ends its connections
         async with httpx.AsyncClient(timeout=1200, limits=limits) as client:
 
-            async def one(number: int) -> None:
+            async def one(number: int) -> Reply:
                 async with places:
-                    await stream(client, url, body_of(kind, number, tokens, name), load)
+                    return await stream(client, url, body_of(kind, number, tokens, name))
 
             started = time.perf_counter()
-            await asyncio.gather(*(one(i) for i in range(requests)))
+            replies = await asyncio.gather(*(one(i) for i in range(requests)))
             load.seconds = time.perf_counter() - started
+        for reply in replies:
+            reply.add_to(load)
         return load
 
     return asyncio.run(loop())
@@ -149,11 +172,12 @@ def stall(url: str, tokens: int, disturbance: Callable[[httpx.AsyncClient], Any]
     async def loop() -> float:
         async with httpx.AsyncClient(timeout=600) as client:
             bodies = [body_of("chat", i, tokens) | {"ignore_eos": True} for i in range(4)]
-            running = [asyncio.create_task(stream(client, url, body, Load(0.0))) for body in bodies]
+            running = [asyncio.create_task(stream(client, url, body)) for body in bodies]
             await asyncio.sleep(0.5)  # all of them write
             at = time.perf_counter()
             await disturbance(client)
-            gaps = [(a, b - a) for times in await asyncio.gather(*running) for a, b in itertools.pairwise(times)]
+            replies = await asyncio.gather(*running)
+        gaps = [(a, b - a) for reply in replies for a, b in itertools.pairwise(reply.read()[0])]
         ordinary = np.median([gap for begun, gap in gaps if begun < at - 0.05])
         return float(max(gap for begun, gap in gaps if begun > at - 0.05) / ordinary)
 
@@ -297,6 +321,8 @@ class Rounds:
 def measure_cell(urls: dict[str, str], kind: str, streams: int, tokens: int, rounds: int, kept: Rounds) -> None:
     """All rounds of one cell that are not there yet."""
     requests = max(2 * streams, 4) if streams < 64 else streams
+    if streams > ONE_AT_A_TIME:  # its speed at more is that at fewer
+        urls = {name: url for name, url in urls.items() if name != "llama-cpp-python"}
     todo = range(len(kept.of(task=kind, streams=streams)), rounds)
     for name, url in urls.items() if todo else ():  # what is known of the prompts after this is known in every round
         run(name, url, kind, min(streams, 4), min(requests, 4), 4)

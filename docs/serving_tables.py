@@ -14,21 +14,23 @@ Grid = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 def load(benchmark: Record, grid: Grid) -> str:
     """Tokens per second of each server, ratios with their intervals beside the targets, and waiting times."""
     peers = [name for name in benchmark["rows"][0]["servers"] if name != "likely"]
-    speeds, waits = [], []
+    asked, speeds, waits = ("likely", *peers), [], []
     for row in benchmark["rows"]:
         servers, name = row["servers"], [row["task"], str(row["streams"])]
-        ratios = [times(row[f"over_{peer}"]) for peer in peers]
+        ratios = [times(row[f"over_{peer}"]) if peer in servers else "-" for peer in peers]
         if "target" in row:
-            ratios[0] += f"; {verdict(row[f'over_{peers[0]}']['median'], row['target'])}"
-        speeds.append([*name, *(number(servers[server]["tokens_per_s"]) for server in ("likely", *peers)), *ratios])
+            ratios = [f"{ratio}; {verdict(row[f'over_{p}']['median'], row['target'])}"
+                      for p, ratio in zip(peers, ratios, strict=True)]  # fmt: skip
+        speeds.append([
+            *name, *(number(servers[each]["tokens_per_s"]) if each in servers else "-" for each in asked), *ratios
+        ])  # fmt: skip
         waits.append([
             *name,
-            *(" / ".join(number(1e3 * servers[server][what][q]) for q in ("p50", "p95"))
-              for what in ("first_token_s", "between_tokens_s") for server in ("likely", *peers)),
+            *(" / ".join(number(1e3 * servers[each][what][q]) for q in ("p50", "p95")) if each in servers else "-"
+              for what in ("first_token_s", "between_tokens_s") for each in asked),
         ])  # fmt: skip
-    head = ["requests", "streams", *(f"{name}, tokens/s" for name in ("likely", *peers)), *(f"over {p}" for p in peers)]
-    wait = ["requests", "streams", *(f"{what}: {name}" for what in ("first, ms", "between, ms")
-                                     for name in ("likely", *peers))]  # fmt: skip
+    head = ["requests", "streams", *(f"{name}, tokens/s" for name in asked), *(f"over {p}" for p in peers)]
+    wait = ["requests", "streams", *(f"{what}: {name}" for what in ("first, ms", "between, ms") for name in asked)]
     return (
         f"{grid(head, speeds)}\nTimes to the first token and between pieces of text, p50 / p95:\n\n{grid(wait, waits)}\n"
         f"{benchmark['model']}, the same file in every server, {benchmark['threads']} threads, {benchmark['tokens']} "

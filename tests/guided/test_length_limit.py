@@ -1,17 +1,17 @@
 from __future__ import annotations
 
 import json
-import warnings
 
 import numpy as np
 import pytest
 from small_vocabularies import all_bytes, of
+from toy_texts import uniform
 
 from likely.decoding.constraint import contains, members
 from likely.errors import ConstraintError
 from likely.guided.form import make_form
 from likely.guided.guide import Guide
-from likely.guided.length_limit.constraint import LengthLimit
+from likely.guided.length_limit.constraint import LengthLimit, why_cut
 from likely.guided.length_limit.tokenization import UNWRITABLE, ShortestTokenization
 from likely.guided.settings import FormSettings
 
@@ -208,11 +208,13 @@ def test_the_mask_is_a_function_of_text_and_budget():
 
 def test_a_form_whose_completion_is_not_found_is_not_closed():
     form = make_form(grammar='start: "a" start "b" | /[xy]{5000}/')
+    held = GUIDE.constraint(form)
+    assert not isinstance(held, LengthLimit)
+    assert "no completion of this grammar was found" in why_cut(form, held)
+    closed = make_form(regex="[ab]{3}")
+    assert not why_cut(closed, GUIDE.constraint(closed))
     with pytest.warns(UserWarning, match="no completion of this grammar was found"):
-        assert not isinstance(GUIDE.constraint(form), LengthLimit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once per form
-        GUIDE.constraint(form)
+        uniform().generate("", grammar=form.source, max_tokens=2)
 
 
 def test_spelling_is_the_fewest_and_shrinks_by_one_with_its_first_token():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
@@ -20,6 +21,7 @@ from likely.guided.conditional_sampling import SamplerSettings
 from likely.guided.contrast import Contrast
 from likely.guided.form import Form, FormSettings, make_form
 from likely.guided.guide import Guide
+from likely.guided.length_limit.constraint import why_cut
 from likely.guided.token_healing import heal
 from likely.lm.options import FORM_SETTINGS, FORMS, OPTIONS, SAMPLER, plain_numbers, stop_strings
 from likely.models.load import Loaded, ModelInfo, load_local
@@ -133,7 +135,10 @@ def _form(lm: PromptedModel, options: Mapping[str, Any]) -> tuple[Form | None, C
             raise ValueError(f"{', '.join(settings)} without a form: give one of {', '.join(FORMS)}")
         return None, None
     form = make_form(**given, settings=FormSettings(**settings))
-    return form, lm.guide.constraint(form)
+    held = lm.guide.constraint(form)
+    if why := why_cut(form, held):
+        warnings.warn(why, stacklevel=4)
+    return form, held
 
 
 def _logits_processors(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -77,7 +76,7 @@ class LengthLimit:
         if needed > remaining and not self.taken:
             raise ConstraintError(
                 f"max_tokens is {remaining}, but the shortest known completion of the form takes {needed} "
-                f"tokens: give at least that many, or close_on_budget=False"
+                f"tokens: give at least that many (in Python, close_on_budget=False lets it be cut)"
             )
         kept, exact = self.completer.restrict(mask & self.vocabulary.text_mask, remaining - 1)
         kept = kept | (mask & ~self.vocabulary.text_mask)
@@ -143,14 +142,7 @@ class LengthLimiter:
         compile_form  the form in a given engine of llguidance
         """
         completer = self._completer(form, compile_form)
-        if completer.tokens_needed >= UNWRITABLE:
-            warnings.warn(
-                f"no completion of this {form.kind} was found, so that its texts may be cut at max_tokens: "
-                f"{_shown(form.source)}",
-                stacklevel=4,
-            )
-            return inner
-        return LengthLimit(inner, completer, self.vocabulary)
+        return inner if completer.tokens_needed >= UNWRITABLE else LengthLimit(inner, completer, self.vocabulary)
 
     def _completer(self, form: Form, compile_form: CompileForm) -> Completer:
         automaton = None
@@ -184,9 +176,15 @@ class LengthLimiter:
         return len(tokens) + min(needed, 4096) + counted + 32
 
 
-def _shown(source: Any) -> str:
-    text = source if isinstance(source, str) else json.dumps(source)
-    return " ".join(text.split())[:80]
+def why_cut(form: Form, constraint: Constraint) -> str:
+    """Why texts of the form may be cut at max_tokens although they were to be closed; "" where they are closed."""
+    if not form.settings.close_on_budget or isinstance(constraint, LengthLimit):
+        return ""
+    source = form.source if isinstance(form.source, str) else json.dumps(form.source)
+    return (
+        f"no completion of this {form.kind} was found, so that its texts may be cut at max_tokens: "
+        f"{' '.join(source.split())[:80]}"
+    )
 
 
 def _literals(schema: Any) -> Iterator[Any]:

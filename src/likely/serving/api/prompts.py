@@ -12,6 +12,7 @@ from likely.decoding.constraint import Constraint
 from likely.decoding.request import Finished, longest_text
 from likely.errors import LikelyError
 from likely.guided.fields import read_fields
+from likely.guided.length_limit.constraint import why_cut
 from likely.lm.model import Model
 from likely.models.chat_template import Rendered, go_on
 from likely.scoring.likelihood import Item, joint_item, surface_lengths
@@ -112,10 +113,12 @@ class PromptEncoder:
             return []
         return await self.away(lambda: self._model.tokenizer.encode(text))
 
-    async def constraint(self, described: FormDescription | None, field: str) -> Constraint | None:
+    async def constraint(
+        self, described: FormDescription | None, field: str, warnings: list[str]
+    ) -> Constraint | None:
         """The form on the model's tokens, in its first state, if a process of its own could compile it in its limits.
 
-        field  of the request, for errors
+        field  of the request, for errors;  warnings: of its reply, where a form that may be cut is named
         """
         if described is None:
             return None
@@ -123,9 +126,12 @@ class PromptEncoder:
         try:
             if not await self.away(lambda: self._worker is not None and self._worker.accepted(described)):
                 await loop.run_in_executor(self._forms, self._check_form, described)
-            return await self.away(lambda: self._model.guide.constraint(described.form))
+            held = await self.away(lambda: self._model.guide.constraint(described.form))
         except (LikelyError, ValueError, TypeError) as error:
             raise ApiError(400, f"{field}: {error}", param=field) from None
+        if why := why_cut(described.form, held):
+            warnings.append(f"{field}: {why}")
+        return held
 
     async def fields(
         self, described: FormDescription | None, constraint: Constraint | None, finished: Finished

@@ -189,31 +189,36 @@ struct Tiles {
   }
 };
 
-// Sixteen rows at once: a group of a panel is two tiles as it lies, the codes of the rows are a third.
+// Sixteen rows at once: a group of a panel is two tiles as it lies, the codes of the rows are a third.  One tile after the
+// other, so that the sums of sixteen rows stay in registers; meanwhile `lines` lines from `ahead` on are fetched.
 template <class Done>
-static void multiply_tiles(const uint8_t* panel, const Rows& rows, int m0, const Done& done) {
-  alignas(64) int32_t sum[2][16][16];
-  f32x16 f[16][2] = {};
-  const uint8_t* a = rows.row<INT8>(m0);
-  const size_t stride = rows.groups * Format<INT8>::row_group;
-  for (int g = 0; g < rows.groups; g++, panel += Format<INT8>::panel_group) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_loadd(2, a + g * Format<INT8>::row_group, stride);
-    _tile_loadd(3, panel, 128);
-    _tile_loadd(4, panel + 64, 128);
-    _tile_dpbsud(0, 2, 3);
-    _tile_dpbsud(1, 2, 4);
-    _tile_stored(0, sum[0], 64);
-    _tile_stored(1, sum[1], 64);
-    const f32x16 s0 = from_bf16((const uint16_t*)(panel + 2048)), s1 = from_bf16((const uint16_t*)(panel + 2080));
-    for (int m = 0; m < 16; m++) {
-      const size_t at = (size_t)(m0 + m) * rows.groups + g;
-      f[m][0] = fma16(to_float(load_as<i32x16>(sum[0][m]) + rows.bias[at]), s0 * rows.scale[at], f[m][0]);
-      f[m][1] = fma16(to_float(load_as<i32x16>(sum[1][m]) + rows.bias[at]), s1 * rows.scale[at], f[m][1]);
+static void multiply_tiles(const uint8_t* panel, const Rows& rows, int m0, const uint8_t* ahead, int lines,
+                           const Done& done) {
+  alignas(64) int32_t sum[16][16];
+  f32x16 out[2][16];
+  const size_t stride = rows.groups * Format<INT8>::row_group, start = (size_t)m0 * rows.groups;
+  const int share = (lines + 2 * rows.groups - 1) / (2 * rows.groups);
+  for (int tile = 0; tile < 2; tile++) {
+    f32x16 f[16] = {};
+    const uint8_t *a = rows.row<INT8>(m0), *group = panel;
+    for (int g = 0; g < rows.groups; g++, group += Format<INT8>::panel_group, a += Format<INT8>::row_group) {
+      _tile_zero(0);
+      _tile_loadd(2, a, stride);
+      _tile_loadd(3, group + 64 * tile, 128);
+      _tile_dpbsud(0, 2, 3);
+      _tile_stored(0, sum, 64);
+      for (int line = std::min(lines, share); line > 0; line--, lines--, ahead += 64) __builtin_prefetch(ahead, 0, 2);
+      const f32x16 scale = from_bf16((const uint16_t*)(group + 2048 + 32 * tile));
+      const float* own = rows.scale + start + g;
+      const int32_t* bias = rows.bias + start + g;
+#pragma GCC unroll 16
+      for (int m = 0; m < 16; m++, own += rows.groups, bias += rows.groups)
+        f[m] = fma16(to_float(load_as<i32x16>(sum[m]) + *bias), scale * *own, f[m]);
     }
+#pragma GCC unroll 16
+    for (int m = 0; m < 16; m++) out[tile][m] = f[m];
   }
-  for (int m = 0; m < 16; m++) done(m0 + m, f[m][0], f[m][1]);
+  for (int m = 0; m < 16; m++) done(m0 + m, out[0][m], out[1][m]);
 }
 #else
 struct Tiles {
@@ -237,7 +242,10 @@ static void multiply_panel(const uint8_t* panel, const uint8_t* next, const Rows
   int first = 0;
 #if LIKELY_AMX
   if constexpr (kind == INT8)
-    for (; tiles.ready && n - first >= 16; first += 16) multiply_tiles(panel, rows, first, done);
+    for (; tiles.ready && n - first >= 16; first += 16) {
+      const int share = (int)(rows.groups * size / 64) / (n / 16) + 1;  // of the next panel
+      multiply_tiles(panel, rows, first, next + (size_t)(first / 16) * share * 64, next ? share : 0, done);
+    }
 #else
   (void)tiles;
 #endif

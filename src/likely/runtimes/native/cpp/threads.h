@@ -1,6 +1,9 @@
 // A fixed team of threads that run one function together and meet at barriers.
 // They spin for a moment and then sleep, so that an idle team costs nothing and a crowded machine is not made worse.
 #pragma once
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -8,8 +11,58 @@
 #include <thread>
 #include <vector>
 
+// A processor for each thread of a team that takes all of them.  Else a short piece of somebody else's work on one
+// processor may push its thread to another's, where both then wait for each other for several milliseconds.
+class Places {
+ public:
+  explicit Places(int threads) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (threads < 2 || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != threads) return;
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+      if (CPU_ISSET(cpu, &allowed)) cpus_.push_back(cpu);
+#endif
+  }
+  // the calling thread stays on the processor of that number
+  void take(int id) const {
+#if defined(__linux__)
+    if (cpus_.empty()) return;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpus_[id], &one);
+    sched_setaffinity(0, sizeof one, &one);  // where this is not allowed nothing changes
+#endif
+  }
+  // for the time of a call: a caller's thread may run wherever it might before
+  struct Visit {
+    explicit Visit(const Places& places) : places_(places) {
+#if defined(__linux__)
+      known_ = !places.cpus_.empty() && !sched_getaffinity(0, sizeof before_, &before_);
+      if (known_) places.take(0);
+#endif
+    }
+    ~Visit() {
+#if defined(__linux__)
+      if (known_) sched_setaffinity(0, sizeof before_, &before_);
+#endif
+    }
+    Visit(const Visit&) = delete;
+    Visit& operator=(const Visit&) = delete;
+
+   private:
+    const Places& places_;
+#if defined(__linux__)
+    cpu_set_t before_;
+    bool known_ = false;
+#endif
+  };
+
+ private:
+  std::vector<int> cpus_;
+};
+
 struct Team {
-  explicit Team(int size) : size_(size) {
+  explicit Team(int size) : size_(size), places_(size) {
     try {
       for (int id = 1; id < size; id++) workers_.emplace_back([this, id] { work(id); });
     } catch (...) {  // no more threads
@@ -30,6 +83,7 @@ struct Team {
       round_.fetch_add(1);
     }
     wake_.notify_all();
+    const Places::Visit visit(places_);
     job(0);
     meet();
   }
@@ -98,6 +152,7 @@ struct Team {
     std::this_thread::yield();
   }
   void work(int id) {
+    places_.take(id);
     unsigned seen = 0;
     while (true) {
       for (int spins = 0; round_.load(std::memory_order_acquire) == seen && spins < 20000; spins++) pause(0);
@@ -113,6 +168,7 @@ struct Team {
   }
 
   const int size_;
+  const Places places_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;

@@ -214,7 +214,8 @@ class ChatsEndpoint:
     async def start(self, asked: ChatRequest, kind: str, salt: str) -> StartedChat:
         common = self._with
         described, field = form_of(asked)
-        held = await common.prompts.constraint(described, field)  # first: what it refuses is never compiled here
+        # first: what it refuses is never compiled here
+        held = await common.prompts.constraint(described, field, asked.warnings)
         bound = await common.prompts.away(lambda: common.confidence.bind(asked, described))
         rendered = await common.prompts.conversation(asked.conversation, asked.begun)
         wanted = asked.max_tokens or common.context - len(rendered.tokens)

@@ -130,7 +130,7 @@ class CompletionsEndpoint:
         held: Constraint | None = None
         if wanted:
             k = asked.logprobs or 0
-            held = await common.prompts.constraint(described, field)
+            held = await common.prompts.constraint(described, field, asked.warnings)
             tickets = common.submit([common.request(asked, p.tokens, wanted, seed, k, held, salt) for p in prompts])
         return _Started(prompts, echoes, common.head("cmpl", "text_completion", seed), tickets, described, held)
 
