@@ -8,8 +8,9 @@ at temperature 0.
   shared-prefix  the same system message of about a thousand tokens, and a short question
   schema    a text about a person, answered by a JSON Schema
 
-Peers: `python -m llama_cpp.server`, which works on one request at a time, and, with --llama-server FILE, llama.cpp's
-own server with 16 places.  Also measured, on likely alone: the longest gap in the streams of others while a prompt of
+likely runs with its defaults, and with the codes of the file in place of int8 (--dtype file).  Peers: `python -m
+llama_cpp.server`, which works on one request at a time, and, with --llama-server FILE, llama.cpp's own server with 16
+places.  Also measured, on likely alone: the longest gap in the streams of others while a prompt of
 some thousand tokens, and a form that is expensive to compile, arrive; in ordinary gaps, and beside what the longest gap
 is when nothing arrives (--only stalls: this alone).
 
@@ -45,6 +46,7 @@ from likely.runtimes.machine import cores
 STREAMS = (1, 4, 16, 64)
 KINDS = ("chat", "shared-prefix", "schema")
 TARGETS = {("chat", 1): 1.5, ("chat", 16): 6.0, ("shared-prefix", 16): 10.0}
+SAME_CODES = "likely --dtype file"  # which reads as many bytes as llama.cpp
 ONE_AT_A_TIME = 16  # the most streams at which llama-cpp-python's server is asked
 MOST_STALL = 3.0  # ordinary gaps between tokens
 TOPICS = (
@@ -103,7 +105,7 @@ def body_of(kind: str, number: int, tokens: int, server: str = "likely") -> dict
 
 
 async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Reply:
-    """One request.  Its events are read when all streams have ended: both processors belong to the servers till then."""
+    """One request.  Its events are read when all streams have ended: till then the processors are the servers'."""
     reply = Reply(time.perf_counter())
     async with client.stream("POST", f"{url}/chat/completions", json=body) as answer:
         if answer.status_code != 200:
@@ -233,21 +235,10 @@ def commands(model: str, llama_server: str | None) -> dict[str, tuple[list[str],
     path, threads = str(find_model(model)), str(cores())
     found = {}
     port = free_port()
-    found["likely"] = (
-        [
-            sys.executable,
-            "-m",
-            "likely",
-            "serve",
-            "-m",
-            model,
-            "--port",
-            str(port),
-            "--threads",
-            threads,
-        ],
-        port,
-    )
+    own = [sys.executable, "-m", "likely", "serve", "-m", model, "--threads", threads, "--port"]
+    found["likely"] = ([*own, str(port)], port)
+    port = free_port()
+    found[SAME_CODES] = ([*own, str(port), "--dtype", "file"], port)
     port = free_port()
     theirs = [
         sys.executable,
@@ -265,8 +256,8 @@ def commands(model: str, llama_server: str | None) -> dict[str, tuple[list[str],
     found["llama-cpp-python"] = ([*theirs, "--n_threads", threads, "--n_threads_batch", threads], port)
     if llama_server:
         port = free_port()
-        own = [llama_server, "-m", path, "--port", str(port), "-np", "16", "-t", threads, "-tb", threads, "-c", "32768"]
-        found["llama-server"] = (own, port)
+        theirs = [llama_server, "-m", path, "--port", str(port), "-np", "16", "-t", threads, "-tb", threads]
+        found["llama-server"] = ([*theirs, "-c", "32768"], port)
     return found
 
 
@@ -286,7 +277,7 @@ def cell(kind: str, streams: int, rounds: dict[str, list[Load]]) -> dict[str, An
         for name, loads in rounds.items()
     }
     for name, loads in rounds.items():
-        if name != "likely":
+        if not name.startswith("likely"):
             ratios = [a.speed / b.speed for a, b in zip(rounds["likely"], loads, strict=True)]
             row[f"over_{name}"] = asdict(Ratio(float(np.median(ratios)), *median_interval(ratios), len(ratios)))
     if (target := TARGETS.get((kind, streams))) is not None:

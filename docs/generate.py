@@ -245,6 +245,7 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "native_bakeoff": timed(benchmarks, "native_bakeoff", tables.bakeoff),
         "packed_weights": timed(benchmarks, "packed_weights", tables.packed),
         "packed_weights_vnni": timed(benchmarks, "packed_weights_vnni", tables.packed),
+        "packed_weights_vnni_8b": timed(benchmarks, "packed_weights_vnni_8b", tables.packed),
         "static_codes": timed(benchmarks, "static_codes", tables.static_codes),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }

@@ -358,3 +358,24 @@ def test_threads_that_cannot_start_are_one_line(made, tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "the native runtime cannot start 500 threads: give fewer (threads=)"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processors can be chosen on Linux alone")
+def test_a_team_of_every_processor_has_one_for_each_thread(made):
+    own = os.sched_getaffinity(0)
+    if len(own) < 2:
+        pytest.skip("one processor")
+
+    def workers(threads):
+        """Where the threads of a new runtime may run, once it has made a call."""
+        before = set(os.listdir("/proc/self/task"))
+        runtime = NativeRuntime(made("llama")[1], dtype="float32", threads=threads, tokens_held=64)
+        rows_of(runtime, tokens_of(8))
+        found = [os.sched_getaffinity(int(task)) for task in set(os.listdir("/proc/self/task")) - before]
+        runtime.shutdown()
+        return [places for places in found if len(places) == 1]
+
+    places = workers(len(own))
+    assert len(set().union(*places)) == len(places) == len(own) - 1
+    assert os.sched_getaffinity(0) == own  # the caller is where it was
+    assert workers(1) == []

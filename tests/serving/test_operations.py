@@ -81,6 +81,21 @@ def test_what_has_no_effect_is_told(tiny):
     assert "warnings" not in plain
 
 
+def test_a_form_whose_texts_may_be_cut_is_told(tiny):
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 100_000}
+
+    async def question(client):
+        whole = await client.ok(COMPLETIONS, prompt="the", max_tokens=4, guided_json=schema)
+        events = await client.events(COMPLETIONS, prompt="the", max_tokens=4, guided_json=schema)
+        closed = await client.ok(COMPLETIONS, prompt="the", max_tokens=4, guided_json={"type": "integer"})
+        return whole, events, closed
+
+    whole, events, closed = ask(tiny, question)
+    [line] = whole["warnings"]
+    assert line.startswith("guided_json: no completion of this schema was found, so that its texts may be cut")
+    assert events[0]["warnings"] == [line] and "warnings" not in closed
+
+
 def test_the_assistant_goes_on_from_what_it_has_begun(tiny):
     begun = [*USER, {"role": "assistant", "content": "then they"}]
     tokens = [*tiny.render(USER).tokens, *tiny.tokenizer.encode("then they")]

@@ -13,12 +13,9 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this program
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    ended = False
 
-    def end(*_: int | FrameType | None) -> None:  # as Ctrl-C does: what is half written is removed
-        nonlocal ended
-        ended = True
-        raise KeyboardInterrupt
+    def end(*_: int | FrameType | None) -> None:  # not as Ctrl-C, which may end an answer alone
+        raise SystemExit(143)
 
     signal.signal(signal.SIGTERM, end)
     try:
@@ -27,7 +24,8 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # outside of any verb
         code = 130
-    code = 143 if ended else code
+    except SystemExit as stop:  # what was half written has been removed
+        code = stop.code if isinstance(stop.code, int) else 1
     try:
         sys.stdout.flush()
     except BrokenPipeError:

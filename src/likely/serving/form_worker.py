@@ -35,7 +35,7 @@ from likely.serving.tools.grammar import ToolChoice, tool_form
 MIB = 2**20
 REMEMBERED = 1024  # verdicts
 START_S = 120.0  # for the process to be ready, on a busy machine
-POLITENESS = 10  # added to the server's own niceness: texts that are being written go first
+POLITENESS = 19  # added to the server's own niceness: texts that are being written go first
 PATIENCE = 40.0  # seconds of the clock for one of the processor
 
 

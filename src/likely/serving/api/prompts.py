@@ -113,9 +113,7 @@ class PromptEncoder:
             return []
         return await self.away(lambda: self._model.tokenizer.encode(text))
 
-    async def constraint(
-        self, described: FormDescription | None, field: str, warnings: list[str]
-    ) -> Constraint | None:
+    async def constraint(self, described: FormDescription | None, field: str, warnings: list[str]) -> Constraint | None:
         """The form on the model's tokens, in its first state, if a process of its own could compile it in its limits.
 
         field  of the request, for errors;  warnings: of its reply, where a form that may be cut is named
