@@ -18,10 +18,11 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
     text.write_text("the cat sat on the mat and the other cats sat there too. " * 60)
     other.write_text("then they went on and on with the thing that they had done in the sun. " * 20)
     options = (
-        "--methods", "rtn:w4g32,gptq:w4g32", "--calibrations", f"{text},random_tokens", "--evaluations", other,
+        "--calibrations", f"{text},random_tokens", "--evaluations", other,
         "--draws", 1, "--windows", 2, "--length", 16, "--tokens", 32, "-o", tmp_path / "cells.jsonl",
     )  # fmt: skip
-    found = cli("study", "calibration", model, *options, "--json").json
+    both = ("--methods", "rtn:w4g32,gptq:w4g32")
+    found = cli("study", "calibration", model, *both, *options, "--json").json
     rows, [effect] = found["rows"], found["effects"]
     assert [(r["method"], r["calibration"]) for r in rows] == [
         ("rtn:w4g32", None), ("gptq:w4g32", str(text)), ("gptq:w4g32", "random_tokens"),
@@ -29,7 +30,7 @@ def test_a_study_of_calibration_texts(cli, model, tmp_path):
     assert effect["nonsense"] == pytest.approx(rows[2]["kl"] / rows[1]["kl"]) and effect["control"] == rows[0]["kl"]
     assert found["recommendation"].startswith(f"{model}, judged on {other}: gptq:w4g32: only {text} was tried")
     before = (tmp_path / "cells.jsonl").read_bytes()
-    said = cli("study", "calibration", model, *options, "--ranges")
+    said = cli("study", "calibration", model, *both, *options, "--ranges")
     assert said.code == 0 and f"{rows[1]['kl']:.4f}" in said.out and (tmp_path / "cells.jsonl").read_bytes() == before
     assert said.out.endswith(found["recommendation"] + "\n") and "saturates at most" in said.out
     alone = cli("study", "calibration", model, *options, "--methods", "rtn:w4g32")

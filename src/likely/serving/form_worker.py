@@ -35,7 +35,7 @@ from likely.serving.tools.grammar import ToolChoice, tool_form
 MIB = 2**20
 REMEMBERED = 1024  # verdicts
 START_S = 120.0  # for the process to be ready, on a busy machine
-POLITENESS = 19  # added to the server's own niceness: texts that are being written go first
+NICENESS = 19  # the most that there is: texts that are being written go first
 PATIENCE = 40.0  # seconds of the clock for one of the processor
 
 
@@ -163,7 +163,7 @@ class FormWorker:
                 process_group=0,  # Ctrl-C is for the server; in a session of its own Linux would give it an equal share
             )
             with contextlib.suppress(OSError):  # ended at once, which is seen below
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, os.nice(0) + POLITENESS)
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, NICENESS)
             assert self._process.stdin is not None
             _write_vocabulary(self._process.stdin, self._vocabulary)
             if not _read_line(self._process, START_S):
