@@ -40,6 +40,7 @@ void likely_close(void*) {}
 int likely_reserve(void*, long) { return 0; }
 long likely_kv_bytes(const void*) { return 0; }
 long likely_columns_read(void*) { return 0; }
+void likely_keep_processors(void*) {}
 void likely_store_rows(int, int, int, int, const float*, int, int, const int*, float*) {}
 int likely_forward(void*, const void*) { return 0; }
 void likely_head(void*, int, int, float*, long) {}

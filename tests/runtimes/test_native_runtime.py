@@ -366,10 +366,12 @@ def test_a_team_of_every_processor_has_one_for_each_thread(made):
     if len(own) < 2:
         pytest.skip("one processor")
 
-    def workers(threads):
-        """Where the threads of a new runtime may run, once it has made a call."""
+    def workers(threads, keep=True):
+        """Where the threads of a new runtime that stay on one processor may run, once it has made a call."""
         before = set(os.listdir("/proc/self/task"))
         runtime = NativeRuntime(made("llama")[1], dtype="float32", threads=threads, tokens_held=64)
+        if keep:
+            runtime.keep_processors()
         rows_of(runtime, tokens_of(8))
         found = [os.sched_getaffinity(int(task)) for task in set(os.listdir("/proc/self/task")) - before]
         runtime.shutdown()
@@ -378,4 +380,4 @@ def test_a_team_of_every_processor_has_one_for_each_thread(made):
     places = workers(len(own))
     assert len(set().union(*places)) == len(places) == len(own) - 1
     assert os.sched_getaffinity(0) == own  # the caller is where it was
-    assert workers(1) == []
+    assert workers(1) == workers(len(own), keep=False) == []

@@ -21,6 +21,7 @@ from likely.decoding.request import Event, Request, longest_text
 from likely.decoding.scheduling import AtMost
 from likely.errors import KvFull, LikelyError
 from likely.lm.model import Model
+from likely.runtimes.native.runtime import NativeRuntime
 from likely.runtimes.prefix_cache import PrefixCache
 from likely.scoring.likelihood import Item, Scoring, TokenScores
 
@@ -128,6 +129,8 @@ class AsyncEngine:
         if max_running < 1 or max_queue < 0:
             raise ValueError(f"max_running must be at least 1 and max_queue 0, got {max_running} and {max_queue}")
         self.model, self.most = model, max_running + max_queue
+        if isinstance(model.runtime, NativeRuntime):
+            model.runtime.keep_processors()
         self.prefixes = PrefixCache(model.runtime, max_tokens=cached_tokens)
         self.metrics = metrics
         self._loop = model.loop(

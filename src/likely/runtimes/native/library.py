@@ -120,6 +120,7 @@ class Library:
             "likely_close": (None, [_pointer]),
             "likely_reserve": (_int, [_pointer, _long]),
             "likely_kv_bytes": (_long, [_pointer]),
+            "likely_keep_processors": (None, [_pointer]),
             "likely_columns_read": (_long, [_pointer]),
             "likely_store_rows": (None, [*[_int] * 4, _pointer, _int, _int, _pointer, _pointer]),
             "likely_forward": (_int, [_pointer, _pointer]),
@@ -145,7 +146,7 @@ class Library:
         self.kv_bytes, self.columns_read = handle.likely_kv_bytes, handle.likely_columns_read
         self.stepper_open, self.stepper_close = handle.likely_stepper_open, handle.likely_stepper_close
         self.stepper_run, self.stepper_multiply = handle.likely_stepper_run, handle.likely_stepper_multiply
-        self.selective_scan = handle.likely_selective_scan
+        self.selective_scan, self.keep_processors = handle.likely_selective_scan, handle.likely_keep_processors
 
     def features(self) -> list[str]:
         """The instructions it was compiled for."""

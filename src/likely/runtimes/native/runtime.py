@@ -154,6 +154,15 @@ class NativeRuntime(SlotRuntime):
         return wanted.outputs()
 
     @one_at_a_time
+    def keep_processors(self) -> None:
+        """For a process that has the machine to itself, as a server: each thread stays on a processor of its own.
+
+        While it computes, and where there are as many threads as processors that the process may use (Linux); a thread
+        that calls may then go where it might before.  Beside long work of others, calls take twice as long.
+        """
+        self._library.keep_processors(self._session)
+
+    @one_at_a_time
     def columns_read(self) -> int:
         """How many columns (a token's keys and values of one head and layer) attention has read until now."""
         return int(self._library.columns_read(self._session))

@@ -56,6 +56,9 @@ int64_t likely_kv_bytes(const ModelShape* model) {
   return (int64_t)model->layers * s.kv_heads * (s.sixteen_bytes(s.keys) + s.sixteen_bytes(s.values)) / LANES;
 }
 
+// From now on each thread stays on a processor of its own, see threads.h.
+void likely_keep_processors(Session* session) { session->team.keep_processors(); }
+
 // How many columns of one key head attention has read so far, over all layers.
 int64_t likely_columns_read(const Session* session) {
   int64_t all = 0;

@@ -11,8 +11,9 @@
 #include <thread>
 #include <vector>
 
-// A processor for each thread of a team that takes all of them.  Else a short piece of somebody else's work on one
-// processor may push its thread to another's, where both then wait for each other for several milliseconds.
+// A processor for each thread of a team that takes all of them, once it was told to keep them.  Else a short piece of
+// somebody else's work on one processor may push its thread to another's, where both then wait for each other for several
+// milliseconds.  Beside long work of others threads that cannot move wait longer.
 class Places {
  public:
   explicit Places(int threads) {
@@ -35,9 +36,9 @@ class Places {
   }
   // for the time of a call: a caller's thread may run wherever it might before
   struct Visit {
-    explicit Visit(const Places& places) : places_(places) {
+    Visit(const Places& places, bool kept) : places_(places) {
 #if defined(__linux__)
-      known_ = !places.cpus_.empty() && !sched_getaffinity(0, sizeof before_, &before_);
+      known_ = kept && !places.cpus_.empty() && !sched_getaffinity(0, sizeof before_, &before_);
       if (known_) places.take(0);
 #endif
     }
@@ -72,6 +73,7 @@ struct Team {
   }
   ~Team() { stop(); }
   int size() const { return size_; }
+  void keep_processors() { kept_.store(true); }
 
   // job(id) on every thread; returns when all are done
   void run(const std::function<void(int)>& job) {
@@ -83,7 +85,7 @@ struct Team {
       round_.fetch_add(1);
     }
     wake_.notify_all();
-    const Places::Visit visit(places_);
+    const Places::Visit visit(places_, kept_.load(std::memory_order_relaxed));
     job(0);
     meet();
   }
@@ -152,8 +154,8 @@ struct Team {
     std::this_thread::yield();
   }
   void work(int id) {
-    places_.take(id);
     unsigned seen = 0;
+    bool placed = false;
     while (true) {
       for (int spins = 0; round_.load(std::memory_order_acquire) == seen && spins < 20000; spins++) pause(0);
       if (round_.load(std::memory_order_acquire) == seen) {
@@ -162,6 +164,10 @@ struct Team {
       }
       seen = round_.load(std::memory_order_acquire);
       if (stop_) return;
+      if (!placed && kept_.load(std::memory_order_relaxed)) {
+        places_.take(id);
+        placed = true;
+      }
       (*job_)(id);
       meet();
     }
@@ -179,4 +185,5 @@ struct Team {
   alignas(64) std::atomic<unsigned> turn_{0};
   alignas(64) std::atomic<int> next_{0};
   std::atomic<int> sleepers_{0};
+  std::atomic<bool> kept_{false};
 };
