@@ -29,6 +29,7 @@ from likely.io.whole_file import write_whole_file
 from likely.lm.options import ASK_DEFAULTS, CHAT_DEFAULTS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))  # of the tables, which each page imports for itself
 COMMANDS = {
     "score": ['likely score --prompt "The capital of France is" --answer " Paris" --answer " London"'],
     "generate": [
@@ -217,9 +218,13 @@ def readme(results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]], 
     return MARKED.sub(lambda match: match[1] + made[match[2]](match[3]) + match[4], text)
 
 
+def filled(path: Path, made: Mapping[str, Callable[[], str]]) -> str:
+    """The page with its marked parts made anew."""
+    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+
+
 def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     """docs/speculation.md with its tables."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import speculation_tables as tables
 
     made: dict[str, Callable[[], str]] = {
@@ -229,12 +234,11 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "engines": timed(benchmarks, "speculation_engines", tables.engines),
         "drafting": timed(benchmarks, "drafting_cost", tables.drafting),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     """docs/native.md with its tables."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import native_tables as tables
 
     made = {
@@ -249,24 +253,22 @@ def native_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "static_codes": timed(benchmarks, "static_codes", tables.static_codes),
         "native_speculation": timed(benchmarks, "speculation_smollm2_native", tables.speculation),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def guided_guide(path: Path, benchmark: dict[str, Any]) -> str:
     """docs/structured-output.md with its tables."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import guided_tables as tables
 
     made = {
         "guided_engines": lambda: tables.engines(benchmark, grid) + measured_on(benchmark),
         "guided_parts": lambda: tables.parts(benchmark, grid),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def alignment_guide(path: Path, benchmarks: dict[str, dict[str, Any]], results: dict[str, Evidence]) -> str:
     """docs/alignment.md or docs/frontier.md with what was measured."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import alignment_tables as tables
 
     made = {
@@ -274,24 +276,22 @@ def alignment_guide(path: Path, benchmarks: dict[str, dict[str, Any]], results: 
         "preference_step": timed(benchmarks, "preference_step", tables.step),
         "frontier_smollm2": lambda: tables.frontier(results.get("frontier_smollm2"), paragraph),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def sequence_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     """docs/long-context.md with its tables."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import sequence_tables as tables
 
     made = {
         "recurrent_decoding": timed(benchmarks, "recurrent_decoding", tables.decoding),
         "sequence_ops": timed(benchmarks, "sequence_ops", tables.layers),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def serving_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
     """docs/server.md or docs/quickstart.md with what was measured."""
-    sys.path.insert(0, str(Path(__file__).parent))
     import serving_tables as tables
 
     made = {
@@ -300,7 +300,7 @@ def serving_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "first_minute": timed(benchmarks, "first_minute", tables.first_minute),
         "first_minute_gemma3": timed(benchmarks, "first_minute_gemma3", tables.first_minute),
     }
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def diffusion_guide(path: Path, results: dict[str, Evidence], benchmarks: dict[str, dict[str, Any]]) -> str:
@@ -325,7 +325,7 @@ def diffusion_guide(path: Path, results: dict[str, Evidence], benchmarks: dict[s
         return f"{figures_table(result)}\n{paragraph(samples, 'More: [the study](papers/diffusion_text.md).')}"
 
     made = {"diffusion_analysis": analysis, "diffusion_text": text}
-    return MARKED.sub(lambda match: match[1] + made[match[2]]() + match[4], path.read_text("utf-8"))
+    return filled(path, made)
 
 
 def timed(benchmarks: dict[str, dict[str, Any]], name: str, table: Callable[..., str]) -> Callable[[], str]:

@@ -64,8 +64,8 @@ def _check_shapes(folder: str | Path, entries: Mapping[str, Entry]) -> None:
     """ModelError for a tensor that config.json gives another shape: transformers would first make it, of any size."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    codes = entries and read_json(Path(folder) / "config.json").get("quantization_config")  # have shapes of their own
-    if not entries or codes:
+    # quantised weights have shapes of their own
+    if not entries or read_json(Path(folder) / "config.json").get("quantization_config"):
         return
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)))

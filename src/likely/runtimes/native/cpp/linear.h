@@ -242,9 +242,10 @@ static void multiply_panel(const uint8_t* panel, const uint8_t* next, const Rows
   int first = 0;
 #if LIKELY_AMX
   if constexpr (kind == INT8)
-    for (; tiles.ready && n - first >= 16; first += 16) {
-      const int share = (int)(rows.groups * size / 64) / (n / 16) + 1;  // of the next panel
-      multiply_tiles(panel, rows, first, next + (size_t)(first / 16) * share * 64, next ? share : 0, done);
+    if (tiles.ready && n >= 16) {
+      const int share = next ? (int)(rows.groups * size / 64) / (n / 16) + 1 : 0;  // lines of the next panel
+      for (const uint8_t* ahead = next; n - first >= 16; first += 16, ahead += (size_t)share * 64)
+        multiply_tiles(panel, rows, first, ahead, share, done);
     }
 #else
   (void)tiles;
