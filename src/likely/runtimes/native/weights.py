@@ -6,12 +6,16 @@ cache line.
 
 from __future__ import annotations
 
+import mmap
+import sys
 import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +37,8 @@ from likely.runtimes.protocol import FloatArray
 VERSION = 2  # of the form: a change makes files of old forms unused
 AHEAD_BYTES = 256 * 2**20  # of packed tensors that are made before they are written
 _LINE = 64
+_BLOCK = 8 * 2**20  # bytes written at a time: what is written in small pieces the system keeps in small pages
+_POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which mmap names from Python 3.14 on
 
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
@@ -82,12 +88,22 @@ def load_weights(
 def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None, threads: int) -> None:
     """Header and tensors; the checksums come into the header when all is written."""
     tensors, sums = [(part.name, _dims(part), part.dtype) for part in parts], [0] * len(parts)
-    write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
+
+    def header() -> bytes:
+        held = BytesIO()
+        write_safetensors_header(held, tensors, align=_LINE, metadata=_checksums(parts, sums))
+        return held.getvalue()
+
+    held = bytearray(header())
     for i, piece in _pieces(parts, progress, threads):
-        file.write(piece)
+        held += piece
         sums[i] = zlib.crc32(piece, sums[i])
+        if whole := len(held) // _BLOCK * _BLOCK:
+            file.write(held[:whole])
+            del held[:whole]
+    file.write(held)
     file.seek(0)
-    write_safetensors_header(file, tensors, align=_LINE, metadata=_checksums(parts, sums))
+    file.write(header())
 
 
 def _in_memory(parts: list[PackedTensor], progress: Progress | None, threads: int) -> dict[str, np.ndarray]:
@@ -146,18 +162,34 @@ def _all_pieces(part: PackedTensor) -> list[bytes]:
 def _read(path: Path, parts: list[PackedTensor], threads: int) -> dict[str, np.ndarray] | None:
     """Mapped, so that processes share them; None where the file is not there or is not what these parts make."""
     try:
+        memory = _mapped(path)  # before anything else reads it, and has the system keep it in small pages
         entries = read_entries(path)
         if [(n, e.dtype, e.end - e.start) for n, e in entries.items()] != [(p.name, p.dtype, p.nbytes) for p in parts]:
             return None
-        memory = np.memmap(path, np.uint8, "r", min(entry.start for entry in entries.values()))
     except (ModelError, OSError, ValueError):
         return None
+    memory = memory[min(entry.start for entry in entries.values()) :]
     if len(memory) != sum(part.nbytes for part in parts):
         return None
     views = _views(memory, parts)
     with ThreadPoolExecutor(threads) as pool:
         sums = _checksums(parts, list(pool.map(lambda view: zlib.crc32(view.data), views.values())))
     return views if read_metadata(path).items() >= sums.items() else None
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A file's bytes, shared with other processes; in pages of 2 MiB where the system has files in such pages.
+
+    Every call reads the weights from end to end, and the next are fetched while some are multiplied: with pages of
+    4 KiB the search for their addresses takes longer than they do.
+    """
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if sys.platform == "linux":
+        with suppress(OSError):  # an older kernel
+            data.madvise(mmap.MADV_HUGEPAGE)
+            data.madvise(_POPULATE_READ)
+    return np.frombuffer(data, np.uint8)
 
 
 def _views(memory: np.ndarray, parts: list[PackedTensor]) -> dict[str, np.ndarray]:

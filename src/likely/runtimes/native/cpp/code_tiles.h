@@ -28,13 +28,13 @@ static void multiply_merged_by_tiles(const uint8_t* tile, const Rows& rows, int 
   }
 }
 
-// Eight groups of a tile as they are multiplied: codes less their offset, one byte each.  Inputs with a scale of their own
+// Some groups of a tile as they are multiplied: codes less their offset, one byte each.  Inputs with a scale of their own
 // have codes of their own, zero for the other inputs of the group.
 template <Type t>
 struct Unpacked {
-  static constexpr int GROUPS = 8, PARTS = Coding<t>::scales;
-  alignas(64) uint8_t code[GROUPS * PARTS][8 * 64];
-  Floats scale[GROUPS * PARTS], minimum[GROUPS];
+  static constexpr int PARTS = Coding<t>::scales, GROUPS = 8 / PARTS, ALL = GROUPS * PARTS;
+  alignas(64) uint8_t code[ALL][8 * 64];
+  Floats scale[ALL], minimum[GROUPS];
   void read(Groups<t>& walk, int count) {
     for (int j = 0; j < count; j++) {
       const uint8_t* group = walk.next();
@@ -51,52 +51,82 @@ struct Unpacked {
         });
       });
     }
-    fetch_lines(walk.at, GROUPS * Coding<t>::group);  // what comes next, while these are multiplied
-    asm volatile("" ::: "memory");                    // tiles are read behind the compiler's back
+    asm volatile("" ::: "memory");  // tiles are read behind the compiler's back
   }
 };
+
+// sum_one, sum_other (16 rows, 16 outputs) = sixteen rows of 32 codes, `unit` bytes apart, times the codes of two tiles.
+// again: the same rows as last time.  WHICH: of the two sets of registers, so that one product need not wait for another.
+template <int WHICH>
+INLINE void sum_by_tiles(const uint8_t* rows, int unit, const uint8_t* one, const uint8_t* other, int32_t* sum_one,
+                         int32_t* sum_other, bool again) {
+#define LIKELY_TILES(first, second, row)    \
+  if (!again) _tile_loadd(row, rows, unit); \
+  _tile_loadd(6, one, 64);                  \
+  _tile_loadd(7, other, 64);                \
+  _tile_zero(first);                        \
+  _tile_dpbssd(first, row, 6);              \
+  _tile_zero(second);                       \
+  _tile_dpbssd(second, row, 7);             \
+  _tile_stored(first, sum_one, 64);         \
+  _tile_stored(second, sum_other, 64);
+  if constexpr (WHICH == 0) {
+    LIKELY_TILES(0, 1, 4)
+  } else {
+    LIKELY_TILES(2, 3, 5)
+  }
+#undef LIKELY_TILES
+}
 
 // out (n, 32) = rows m0.. times a panel, n a multiple of 16: sixteen rows at once, codes unpacked once for all of them.
 // Sums are whole, and so all bits are those of multiply_tile.
 template <Type t>
 static void multiply_by_tiles(const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
   constexpr int GROUPS = Unpacked<t>::GROUPS, PARTS = Unpacked<t>::PARTS;
-  alignas(64) int32_t sum[GROUPS * PARTS][16][16];
+  alignas(64) int32_t sum[2][Unpacked<t>::ALL][16][16];
   Unpacked<t> tile[2];
   Groups<t> walk[2] = {Groups<t>(panel), Groups<t>(panel + Coding<t>::tile_bytes(rows.groups))};
   for (int first = 0; first < 2 * rows.groups; first += GROUPS) {
     const int count = std::min(GROUPS, 2 * rows.groups - first);
     for (int i = 0; i < 2; i++) tile[i].read(walk[i], count);
-    for (int m = 0; m < n; m += 16)
-      for (int i = 0; i < 2; i++) {
-        const auto block = [&](int j) { return (const uint8_t*)activations(rows, (first + j) / 2, m0 + m); };
-        for (int j = 0; j < count; j++) {
-          _tile_loadd(5, block(j) + 32 * (j % 2), rows.unit);
-          for (int k = PARTS * j; k < PARTS * (j + 1); k++) {
-            _tile_zero(0);
-            _tile_loadd(6, tile[i].code[k], 64);
-            _tile_dpbssd(0, 5, 6);
-            _tile_stored(0, sum[k], 64);
-          }
-        }
-        float* to = out + m * PANEL + 16 * i;
-        Floats f[16];
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) f[r] = first ? load_floats(to + r * PANEL) : floats(0);
-        for (int k = 0; k < PARTS * count; k++) {
-          const uint8_t* from = block(k / PARTS);
-          const int h = k / PARTS % 2;
-#pragma GCC unroll 16
-          for (int r = 0; r < 16; r++) {
-            const Activations& a = *(const Activations*)(from + r * rows.unit);
-            const Floats whole = to_floats(Ints{_mm512_load_si512(sum[k][r])});
-            f[r] = fma_floats(whole, times(tile[i].scale[k], floats(a.scale[h])), f[r]);
-            if constexpr (Coding<t>::minimum) f[r] = fma_floats(tile[i].minimum[k], floats(a.scaled_sum[h]), f[r]);
-          }
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; r++) store_floats(to + r * PANEL, f[r]);
+    // what comes next is fetched little by little, while these are multiplied: all at once it would be waited for
+    const int steps = n / 8 * PARTS * count, share = (2 * GROUPS * (int)Coding<t>::group / 64 + steps - 1) / steps;
+    int ahead = 0;
+    for (int m = 0; m < n; m += 16) {
+      const auto block = [&](int j) { return (const uint8_t*)activations(rows, (first + j) / 2, m0 + m); };
+      for (int j = 0; j < count; j += 2) {  // an even number
+        each_step<0, 2>([&](auto h) {
+          for (int k = PARTS * (j + h); k < PARTS * (j + h + 1); k++)
+            sum_by_tiles<h.value>(block(j) + 32 * h, rows.unit, tile[0].code[k], tile[1].code[k], sum[0][k][0],
+                                  sum[1][k][0], k % PARTS > 0);
+        });
       }
+      for (int half = 0; half < 16; half += 8) {  // as many sums as there are registers for
+        float* to = out + (m + half) * PANEL;
+        Floats f[8][2];
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; r++)
+          for (int i = 0; i < 2; i++) f[r][i] = first ? load_floats(to + r * PANEL + 16 * i) : floats(0);
+        for (int k = 0; k < PARTS * count; k++) {
+          const uint8_t* from = block(k / PARTS) + half * rows.unit;
+          const int h = k / PARTS % 2;
+          for (int l = 0; l < share; l++, ahead++) __builtin_prefetch(walk[ahead % 2].at + 64 * (ahead / 2));
+#pragma GCC unroll 8
+          for (int r = 0; r < 8; r++) {
+            const Activations& a = *(const Activations*)(from + r * rows.unit);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+              const Floats whole = to_floats(Ints{_mm512_load_si512(sum[i][k][half + r])});
+              f[r][i] = fma_floats(whole, times(tile[i].scale[k], floats(a.scale[h])), f[r][i]);
+              if constexpr (Coding<t>::minimum) f[r][i] = fma_floats(tile[i].minimum[k], floats(a.scaled_sum[h]), f[r][i]);
+            }
+          }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; r++)
+          for (int i = 0; i < 2; i++) store_floats(to + r * PANEL + 16 * i, f[r][i]);
+      }
+    }
   }
 }
 #endif

@@ -179,8 +179,8 @@ struct Tiles {
   Tiles() {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 32, 64};  // the last two: 32 inputs, of rows and of outputs
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 32, 32, 64, 64};  // from 4 on 32 inputs: of rows twice, of outputs twice
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 8, 8};
     } config;
     if (ready) _tile_loadconfig(&config);
   }
