@@ -5,8 +5,8 @@ noise is added, and pocketsphinx recognises them with its general language model
 gives the same list.  The file grows line by line, and a run that was stopped goes on.
 
   apt install flite && pip install 'likely[speech]'
-  python reproductions/spoken_lists.py            600 utterances, about 10 minutes
-  python reproductions/spoken_lists.py --full     1,139 utterances
+  python reproductions/spoken_lists.py            1,049 utterances, about 20 minutes
+  python reproductions/spoken_lists.py --full     1,289 utterances
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ INTENTS = {
     "bill_balance": "bill", "bill_due": "due", "transactions": "transactions",
 }  # fmt: skip
 MESSAGE = "message"
-FEW, ALL = {"train": 24, "test": 12}, {"train": 40, "test": 35}  # commands of each intent
-FEW_MESSAGES, ALL_MESSAGES = {"train": 112, "test": 56}, {"train": 160, "test": 80}
+FEW, ALL = {"train": 24, "test": 35}, {"train": 40, "test": 35}  # commands of each intent
+FEW_MESSAGES, ALL_MESSAGES = {"train": 112, "test": 230}, {"train": 160, "test": 230}
 READABLE = re.compile(r"(?:[A-Za-z0-9 ,'!]|[.?](?![.?]))+")
 SNRS_DB = (30.0, 20.0)
 FILES = (

@@ -141,10 +141,10 @@ def test_texts_hold_all_labels_early_and_are_split_once(modules):
         few, everything = lists.texts(full=False), lists.texts(full=True)
     except DataError as error:
         pytest.skip(str(error))
-    assert (len(few), len(everything)) == (600, 1139) and set(few) <= set(everything)
-    assert len({one.id for one in everything}) == 1139
+    assert (len(few), len(everything)) == (1049, 1289) and set(few) <= set(everything)
+    assert len({one.id for one in everything}) == 1289
     for part in (few, few[:120]):
         assert {one.label for one in part} == {*lists.INTENTS, lists.MESSAGE}
-        assert abs(np.mean([one.split == "train" for one in part]) - 2 / 3) < 0.05
+        assert abs(np.mean([one.split == "train" for one in part]) - 400 / 1049) < 0.05
     spoken = {split: {one.text for one in everything if one.split == split} for split in ("train", "test")}
     assert not spoken["train"] & spoken["test"]
