@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
+import protocol
 from speculation_tasks import tasks
 
 import likely
@@ -26,9 +26,7 @@ from likely.bench.timing import interleaved, refuse_busy, speedup
 from likely.decoding.request import Request
 from likely.decoding.sampling import Sampling
 from likely.decoding.scheduling import AtMost
-from likely.io.whole_file import write_whole_file
 from likely.lm.model import Model
-from likely.runtimes.machine import machine
 
 POLICIES: dict[str, dict[str, Any]] = {
     "none": {"draft_budget": 0},
@@ -104,7 +102,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--even-if-busy", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     if not options.even_if_busy:
         refuse_busy()
@@ -119,10 +116,12 @@ def main() -> None:
                 )  # fmt: skip
                 for row in rows[-len(POLICIES) :]:
                     print(json.dumps(row), flush=True)
-        record = {"machine": asdict(machine()), "model": lm.info.name, "runtime": lm.info.runtime,
-                  "dtype": lm.info.dtype, "threads": options.threads, "profiled": lm.speculation.costs.step is not None,
-                  "rows": rows}  # fmt: skip
-    write_whole_file(options.out / f"smartspec_live_{options.runtime}.json", json.dumps(record, indent=1).encode())
+        record = {
+            "model": lm.info.name, "runtime": lm.info.runtime, "dtype": lm.info.dtype, "threads": options.threads,
+            "drafter": options.drafter, "prompts": options.prompts, "tokens": options.tokens,
+            "profiled": lm.speculation.costs.step is not None, "rows": rows,
+        }  # fmt: skip
+    protocol.write(f"smartspec_live_{options.runtime}", record, quick=False)
 
 
 if __name__ == "__main__":

@@ -233,6 +233,8 @@ def speculation_guide(path: Path, benchmarks: dict[str, dict[str, Any]]) -> str:
         "gains": timed(benchmarks, "speculation", tables.gains),
         "engines": timed(benchmarks, "speculation_engines", tables.engines),
         "drafting": timed(benchmarks, "drafting_cost", tables.drafting),
+        "clients": timed(benchmarks, "smartspec_live_native", tables.clients),
+        "side_by_side": timed(benchmarks, "parallel_layers", tables.side_by_side),
     }
     return filled(path, made)
 

@@ -118,3 +118,36 @@ def drafting(benchmark: dict[str, Any], grid: Grid) -> str:
             )
     header = ["tokens held", "drafter", "µs per proposal", "99 % quantile", "µs per token observed", "bytes per token"]
     return grid(header, rows, right=2)
+
+
+def clients(benchmark: dict[str, Any], grid: Grid) -> str:
+    """Clients of one loop: throughput of fixed and automatic draft lengths over none."""
+    policies = list(dict.fromkeys(row["policy"] for row in benchmark["rows"]))
+    found = {(row["task"], row["clients"], row["policy"]): row for row in benchmark["rows"]}
+    rows = []
+    for task, asking in dict.fromkeys((row["task"], row["clients"]) for row in benchmark["rows"]):
+        cells = [found[task, asking, policy]["times_plain"] for policy in policies[1:]]
+        rows.append([
+            task, str(asking), *(f"{c['median']:.2f}× [{c['low']:.2f}, {c['high']:.2f}]" for c in cells),
+            f"{found[task, asking, 'auto']['tokens_per_call']:.2f}",
+        ])  # fmt: skip
+    same, texts = (sum(row[key] for row in benchmark["rows"]) for key in ("same_text", "texts"))
+    head = ["task", "clients at a time", *policies[1:], "auto: tokens per call"]
+    return grid(head, rows) + (
+        f"\n{benchmark['model']}, {benchmark['runtime']} {benchmark['dtype']}, {benchmark['threads']} threads, "
+        f"`{benchmark['drafter']}`, {benchmark['prompts']} prompts a task, up to {benchmark['tokens']} tokens each; "
+        f"{same} of {texts} texts are those of plain decoding.\n"
+    )
+
+
+def side_by_side(benchmark: dict[str, Any], grid: Grid) -> str:
+    """A step of a wide model of random weights whose attentions run in groups."""
+    rows = [
+        [name, f"{benchmark['median_ms'][name]:.0f}", f"{c['median']:.2f}× [{c['low']:.2f}, {c['high']:.2f}]"]
+        for name, c in benchmark["faster_than_1_thread"].items()
+    ]
+    most = ", ".join(f"{gain:.2f} with groups of {size}" for size, gain in benchmark["predicted_by_critical_path"].items())
+    return grid(["a step", "ms", "over one thread"], rows) + (
+        f"\nWidth {benchmark['width']:,}, {benchmark['layers']} layers of random weights, {benchmark['context']} tokens "
+        f"before; attentions are {benchmark['attention_share']:.0%} of a step, so two cores could gain {most}.\n"
+    )

@@ -378,6 +378,7 @@ struct Forward {
 
   void run(int id) {
     const Tiles tiles;
+    e.scratch[id].tiles = tiles.ready;
     const Live all{n, nullptr}, wanted{call.wanted, call.wanted_rows};
     int mixing = s.layers - 1;
     while (mixing >= 0 && !attends(mixing)) mixing--;

@@ -158,12 +158,63 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
   }
 }
 
-// Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
+#if LIKELY_AMX
+// Sixteen rows at once by the tile unit, however many are asked for: the rows after those are computed and left out, so
+// that a row's numbers do not depend on its company.
+static void scores_by_tiles(const Shape& s, const uint8_t* query, const Block& block, float* score) {
+  asm volatile("" ::: "memory");  // tiles are read behind the compiler's back
+  for (int c = 0; c < block.vectors(); c += 2) {
+    const bool two = c + 1 < block.vectors();
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int d = 0; d < s.wide; d += 32) {
+      _tile_loadd(2, query + 2 * d, s.row());
+      _tile_loadd(3, block.key[c] + 32 * d, 64);
+      _tile_dpbf16ps(0, 2, 3);
+      if (!two) continue;
+      _tile_loadd(3, block.key[c + 1] + 32 * d, 64);
+      _tile_dpbf16ps(1, 2, 3);
+    }
+    _tile_stored(0, score + LANES * c, BLOCK * 4);
+    if (two) _tile_stored(1, score + LANES * (c + 1), BLOCK * 4);
+  }
+}
+static void weigh_by_tiles(const Shape& s, const uint8_t* weight, const Block& block, float* out, int rows) {
+  alignas(64) float sum[2][LANES][LANES];
+  asm volatile("" ::: "memory");
+  for (int at = 0; at < s.wide; at += 2 * LANES) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int v = 0; v < block.vectors(); v++) {
+      const uint8_t* value = block.value[v] + 4 * at;
+      _tile_loadd(4, weight + 2 * LANES * v, BLOCK * 4);
+      _tile_loadd(6, value, s.wide * 4);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, value + 64, s.wide * 4);
+      _tile_dpbf16ps(1, 4, 7);
+    }
+    _tile_stored(0, sum[0], 64);
+    _tile_stored(1, sum[1], 64);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 2; i++) {
+        float* to = out + (size_t)r * s.wide + at + LANES * i;
+        store16(to, load16(to) + load16(sum[i][r]));
+      }
+  }
+}
+#endif
+
 template <bool half>
-static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
-                       Scratch& x) {
+static void score_rows(const Shape& s, int from, int to, const Block& block, Scratch& x) {
+#if LIKELY_AMX
+  if (half && x.tiles && !s.direct()) {
+    for (int r = from; r < to; r += LANES)
+      scores_by_tiles(s, &x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK]);
+    return;
+  }
+#endif
   for (int r = from; r < to; r += MOST_ROWS) {
-    int some = std::min(MOST_ROWS, to - r);
+    const int some = std::min(MOST_ROWS, to - r);
     as_constant<MOST_ROWS>(some, [&](auto size) {
       const uint8_t* query = &x.query[r * s.row()];
       float* score = &x.score[(size_t)r * BLOCK];
@@ -173,13 +224,31 @@ static void meet_block(const Shape& s, const Seen* seen, int share, int from, in
         scores_rows<half, size.value>(query, block, score, (int)(s.row() / 4));
     });
   }
-  as_constant<VECTORS>(block.vectors(), [&](auto c) {
-    soften_rows<half, c.value>(s, seen, share, from, to, column, block.count, x);
-  });
+}
+template <bool half>
+static void sum_values(const Shape& s, int from, int to, const Block& block, Scratch& x) {
+#if LIKELY_AMX
+  if (half && x.tiles) {
+    for (int r = from; r < to; r += LANES)
+      weigh_by_tiles(s, &x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], std::min(LANES, to - r));
+    return;
+  }
+#endif
   for (int r = from; r < to; r += MOST_ROWS) {
-    int some = std::min(MOST_ROWS, to - r);
+    const int some = std::min(MOST_ROWS, to - r);
     as_constant<MOST_ROWS>(some, [&](auto size) {
       weigh_rows<half, size.value>(&x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], s.wide);
     });
   }
+}
+
+// Rows [from, to) of the tile (share rows per query) meet the block of columns that starts at `column`.
+template <bool half>
+static void meet_block(const Shape& s, const Seen* seen, int share, int from, int to, int column, const Block& block,
+                       Scratch& x) {
+  score_rows<half>(s, from, to, block, x);
+  as_constant<VECTORS>(block.vectors(), [&](auto c) {
+    soften_rows<half, c.value>(s, seen, share, from, to, column, block.count, x);
+  });
+  sum_values<half>(s, from, to, block, x);
 }

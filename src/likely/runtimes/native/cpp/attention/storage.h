@@ -41,13 +41,15 @@ struct Shape {
   }
 };
 
-// Scratch of one thread.  Its rows are the query heads of one key head, of each query of a tile.
+// Scratch of one thread.  Its rows are the query heads of one key head, of each query of a tile, and sixteen after them,
+// which the tile unit may compute with.
 struct Scratch {
+  bool tiles = false;  // the thread has that unit set up
   std::vector<uint8_t> query, key, value, weight, coded;
   std::vector<float> score, out, most, sum;  // sum: of each row sixteen parts, by column
   int64_t columns_read = 0;                  // of one key head, over all calls
   void fit(const Shape& s) {
-    const size_t rows = (size_t)s.most_queries() * s.share();
+    const size_t rows = (size_t)s.most_queries() * s.share() + LANES;
     if (query.size() >= rows * s.row() && !query.empty()) return;
     query.assign(rows * s.row(), 0);
     key.assign(BLOCK * s.row(), 0);

@@ -28,7 +28,7 @@
 #else
 #define LIKELY_BF16 0
 #endif
-#if LIKELY_VNNI && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#if LIKELY_VNNI && LIKELY_BF16 && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
 #define LIKELY_AMX 1
 #else
 #define LIKELY_AMX 0
