@@ -80,7 +80,7 @@ def compare(
         texts, calls, seconds = last[policy]
         rows.append(
             {
-                "task": name, "clients": clients, "policy": policy, "times_plain": asdict(
+                "task": name, "clients": min(clients, len(prompts)), "policy": policy, "times_plain": asdict(
                     speedup(timings[policy], timings["none"])
                 ),
                 "tokens_per_call": sum(map(len, texts)) / calls, "seconds_per_answer": sum(seconds) / len(seconds),

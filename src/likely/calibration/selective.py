@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from likely.metrics.checks import Floats, Ints, as_floats, check_confidence, check_correct, check_score, check_share
 from likely.metrics.intervals import upper_bound
@@ -117,7 +117,7 @@ def _certifying(risk: float, delta: float) -> tuple[Floats, Floats]:
 
 def risk_p_value(errors: Any, n: Any, risk: float) -> Floats:
     """P(Binomial(n, risk) <= errors): small if so few errors speak against an error rate of `risk` or more."""
-    return np.asarray(special.bdtr(np.asarray(errors, np.float64), np.asarray(n, np.int64), risk), np.float64)
+    return np.asarray(scipy.special.bdtr(np.asarray(errors, np.float64), np.asarray(n, np.int64), risk), np.float64)
 
 
 def lower_bound(successes: int, n: int, delta: float) -> float:
@@ -203,7 +203,7 @@ def plan_thresholds(confidence: Any, correct: Any, *, tested: int, risk: float, 
     n = np.floor(curve.coverage * tested).astype(np.int64)
     allowed = stats.binom.ppf(delta, n, risk)
     allowed -= risk_p_value(allowed, n, risk) > delta
-    power = np.where(allowed < 0, 0.0, special.bdtr(np.maximum(allowed, 0), n, rates))
+    power = np.where(allowed < 0, 0.0, scipy.special.bdtr(np.maximum(allowed, 0), n, rates))
     # of equally good starts the lowest: it answers most
     start = len(power) - 1 - int(np.argmax(power[::-1]))
     return curve.thresholds[start:]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import numpy as np
-from scipy.sparse import csr_array
+import scipy
 
 from likely.metrics.bootstrap import blocks, check_settings
 from likely.metrics.checks import (
@@ -305,7 +305,9 @@ def classwise_residuals(probs: Floats, labels: Ints, *, bins: int = 15, edge: Ed
     off = -probs
     off[np.arange(rows), labels] += 1
     cells = (at + np.arange(classes) * bins).ravel()
-    return csr_array((off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows))
+    return scipy.sparse.csr_array(
+        (off.ravel(), (cells, np.repeat(np.arange(rows), classes))), shape=(classes * bins, rows)
+    )
 
 
 class Floor(NamedTuple):

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.fft import dct, idct
-from scipy.sparse import csr_array
+import scipy
 
 from likely.metrics.bins import checked_tally
 from likely.metrics.bootstrap import resampled_weights
@@ -36,7 +35,7 @@ def smooth_ece_at(confidence: Any, correct: Any, width: float) -> float:
     if not width > 0:
         raise ValueError(f"width must be > 0, got {width!r}")
     counted = checked_tally(confidence, correct)
-    waves = dct(_on_grid(counted.value, counted.right - counted.n * counted.value)) / counted.rows
+    waves = scipy.fft.dct(_on_grid(counted.value, counted.right - counted.n * counted.value)) / counted.rows
     return float(np.abs(_smooth(waves, np.asarray(width))).sum())
 
 
@@ -73,7 +72,9 @@ def smooth_curve(
     width = max(float(smooth_ece_of(whole)), 1 / CELLS)
 
     def smoothed(counted: Tally) -> tuple[Floats, Floats]:
-        kernels = [_smooth(dct(_on_grid(counted.value, w)), np.asarray(width)) for w in (counted.n, counted.right)]
+        kernels = [
+            _smooth(scipy.fft.dct(_on_grid(counted.value, w)), np.asarray(width)) for w in (counted.n, counted.right)
+        ]
         density, right = (k[..., SHOWN // 2 :: SHOWN] * CELLS / counted.rows for k in kernels)
         return density, right / np.maximum(density, SPARSE / 10)
 
@@ -89,7 +90,7 @@ def smooth_curve(
 
 def smooth_ece_of(counted: Tally) -> Floats:
     """`smooth_ece` of a `Tally` with any leading axes: halving [0, 1] 24 times, all resamples at once."""
-    waves = dct(_on_grid(counted.value, counted.right - counted.n * counted.value)) / counted.rows
+    waves = scipy.fft.dct(_on_grid(counted.value, counted.right - counted.n * counted.value)) / counted.rows
     low, high = np.zeros(waves.shape[:-1]), np.ones(waves.shape[:-1])
     for _ in range(24):
         middle = (low + high) / 2
@@ -108,7 +109,7 @@ def _on_grid(value: Floats, weight: Floats) -> Floats:
     share = place - below
     cells = np.concatenate([np.maximum(below, 0), np.minimum(below + 1, CELLS - 1)])
     groups = np.arange(len(value))
-    spread = csr_array(
+    spread = scipy.sparse.csr_array(
         (np.concatenate([1 - share, share]), (cells, np.concatenate([groups, groups]))), shape=(CELLS, len(value))
     )
     return (spread @ weight.reshape(-1, len(value)).T).T.reshape(*weight.shape[:-1], CELLS)
@@ -117,4 +118,4 @@ def _on_grid(value: Floats, weight: Floats) -> Floats:
 def _smooth(waves: Floats, width: Floats) -> Floats:
     """Cosine transform (..., CELLS) -> smoothed grid; width (...,)."""
     decay = np.exp(-0.5 * (np.pi * np.arange(CELLS) * width[..., None]) ** 2)
-    return idct(waves * decay)
+    return scipy.fft.idct(waves * decay)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.calibration.recalibrators.sigmoid import logistic
@@ -84,4 +84,4 @@ class AnswerLogistic(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        return expit(self.intercept_ + (self.checked(x) - self.mean_) / self.scale_ @ self.weights_)
+        return scipy.special.expit(self.intercept_ + (self.checked(x) - self.mean_) / self.scale_ @ self.weights_)

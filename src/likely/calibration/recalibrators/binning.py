@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.calibration.recalibrators.sigmoid import as_score, fit_platt
@@ -120,7 +120,7 @@ class ScalingBinning(Fitted):
         check_rows(len(second), self.bins, f"the half of {self.name} that is binned")
         score = as_score(values, self.input)
         self.a_, self.b_ = fit_platt(score[first], correct[first].astype(np.float64))
-        scaled = expit(self.a_ * score[second] + self.b_)
+        scaled = scipy.special.expit(self.a_ * score[second] + self.b_)
         self.edges_ = mass_edges(scaled, self.bins)
         where = np.searchsorted(self.edges_, scaled, side="left")
         self.values_ = np.bincount(where, weights=scaled) / np.bincount(where)
@@ -128,7 +128,7 @@ class ScalingBinning(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        scaled = expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
+        scaled = scipy.special.expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
         return self.values_[np.searchsorted(self.edges_, scaled, side="left")]
 
     def restore(self, learned: Any) -> Self:

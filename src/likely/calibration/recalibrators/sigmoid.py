@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from scipy.special import expit
+import scipy
 
 from likely.calibration.recalibrators.protocol import Fitted, Input, Learned
 from likely.metrics.checks import Floats, log_probs
@@ -30,7 +30,7 @@ def logistic(features: Floats, targets: Floats, *, start: Floats, pull: float = 
 
     now = loss(theta)
     for _ in range(STEPS):
-        p = expit(features @ theta)
+        p = scipy.special.expit(features @ theta)
         gradient = features.T @ (p - targets) + pull * (theta - start)
         hessian = (features * (p * (1 - p))[:, None]).T @ features + pull * np.eye(len(theta))
         step = np.linalg.lstsq(hessian, gradient, rcond=1e-12)[0]  # features that say the same share the step
@@ -67,7 +67,7 @@ class Platt(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        return expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
+        return scipy.special.expit(self.a_ * as_score(self.checked(x), self.input) + self.b_)
 
 
 def as_score(values: Floats, kind: Input) -> Floats:
@@ -121,7 +121,7 @@ class Beta(Fitted):
 
     def predict_proba(self, x: Any) -> Floats:
         self.learned()
-        return expit(_features(self.checked(x)) @ np.array([self.a_, self.b_, self.m_]))
+        return scipy.special.expit(_features(self.checked(x)) @ np.array([self.a_, self.b_, self.m_]))
 
 
 def _features(confidence: Floats) -> Floats:
