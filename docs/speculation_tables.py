@@ -146,8 +146,9 @@ def side_by_side(benchmark: dict[str, Any], grid: Grid) -> str:
         [name, f"{benchmark['median_ms'][name]:.0f}", f"{c['median']:.2f}× [{c['low']:.2f}, {c['high']:.2f}]"]
         for name, c in benchmark["faster_than_1_thread"].items()
     ]
-    most = ", ".join(f"{gain:.2f} with groups of {size}" for size, gain in benchmark["predicted_by_critical_path"].items())
+    gains = benchmark["predicted_by_critical_path"].items()
+    most = ", ".join(f"{gain:.2f} with groups of {size}" for size, gain in gains)
     return grid(["a step", "ms", "over one thread"], rows) + (
-        f"\nWidth {benchmark['width']:,}, {benchmark['layers']} layers of random weights, {benchmark['context']} tokens "
-        f"before; attentions are {benchmark['attention_share']:.0%} of a step, so two cores could gain {most}.\n"
+        f"\nWidth {benchmark['width']:,}, {benchmark['layers']} layers of random weights, {benchmark['context']} "
+        f"tokens before; attentions are {benchmark['attention_share']:.0%} of a step, so two cores could gain {most}.\n"
     )
