@@ -85,43 +85,52 @@ static void multiply_by_tiles(const uint8_t* panel, const Rows& rows, int m0, in
   constexpr int GROUPS = Unpacked<t>::GROUPS, PARTS = Unpacked<t>::PARTS;
   alignas(64) int32_t sum[2][Unpacked<t>::ALL][16][16];
   Unpacked<t> tile[2];
+  const size_t stride = (size_t)rows.count * rows.unit;  // from 64 inputs to the next
   Groups<t> walk[2] = {Groups<t>(panel), Groups<t>(panel + Coding<t>::tile_bytes(rows.groups))};
   for (int first = 0; first < 2 * rows.groups; first += GROUPS) {
     const int count = std::min(GROUPS, 2 * rows.groups - first);
     for (int i = 0; i < 2; i++) tile[i].read(walk[i], count);
     // what comes next is fetched little by little, while these are multiplied: all at once it would be waited for
-    const int steps = n / 8 * PARTS * count, share = (2 * GROUPS * (int)Coding<t>::group / 64 + steps - 1) / steps;
+    const int steps = 3 * n / 16 * PARTS * count, share = (2 * GROUPS * (int)Coding<t>::group / 64 + steps - 1) / steps;
     int ahead = 0;
+    const auto fetch_share = [&] {
+      for (int l = 0; l < share; l++, ahead++) __builtin_prefetch(walk[ahead % 2].at + 64 * (ahead / 2));
+    };
     for (int m = 0; m < n; m += 16) {
-      const auto block = [&](int j) { return (const uint8_t*)activations(rows, (first + j) / 2, m0 + m); };
-      for (int j = 0; j < count; j += 2) {  // an even number
+      const uint8_t* block = (const uint8_t*)activations(rows, first / 2, m0 + m);
+      for (int j = 0; j < count; j += 2, block += stride)  // an even number
         each_step<0, 2>([&](auto h) {
-          for (int k = PARTS * (j + h); k < PARTS * (j + h + 1); k++)
-            sum_by_tiles<h.value>(block(j) + 32 * h, rows.unit, tile[0].code[k], tile[1].code[k], sum[0][k][0],
+          for (int k = PARTS * (j + h); k < PARTS * (j + h + 1); k++) {
+            fetch_share();
+            sum_by_tiles<h.value>(block + 32 * h, rows.unit, tile[0].code[k], tile[1].code[k], sum[0][k][0],
                                   sum[1][k][0], k % PARTS > 0);
+          }
         });
-      }
+      block -= count / 2 * stride;
       for (int half = 0; half < 16; half += 8) {  // as many sums as there are registers for
         float* to = out + (m + half) * PANEL;
+        const uint8_t* from = block + half * rows.unit;
         Floats f[8][2];
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++)
           for (int i = 0; i < 2; i++) f[r][i] = first ? load_floats(to + r * PANEL + 16 * i) : floats(0);
-        for (int k = 0; k < PARTS * count; k++) {
-          const uint8_t* from = block(k / PARTS) + half * rows.unit;
-          const int h = k / PARTS % 2;
-          for (int l = 0; l < share; l++, ahead++) __builtin_prefetch(walk[ahead % 2].at + 64 * (ahead / 2));
+        for (int j = 0; j < count; j += 2, from += stride)
+          each_step<0, 2 * PARTS>([&](auto part) {
+            constexpr int h = part.value / PARTS;
+            const int k = PARTS * j + part.value;
+            fetch_share();
 #pragma GCC unroll 8
-          for (int r = 0; r < 8; r++) {
-            const Activations& a = *(const Activations*)(from + r * rows.unit);
+            for (int r = 0; r < 8; r++) {
+              const Activations& a = *(const Activations*)(from + r * rows.unit);
 #pragma GCC unroll 2
-            for (int i = 0; i < 2; i++) {
-              const Floats whole = to_floats(Ints{_mm512_load_si512(sum[i][k][half + r])});
-              f[r][i] = fma_floats(whole, times(tile[i].scale[k], floats(a.scale[h])), f[r][i]);
-              if constexpr (Coding<t>::minimum) f[r][i] = fma_floats(tile[i].minimum[k], floats(a.scaled_sum[h]), f[r][i]);
+              for (int i = 0; i < 2; i++) {
+                const Floats whole = to_floats(Ints{_mm512_load_si512(sum[i][k][half + r])});
+                f[r][i] = fma_floats(whole, times(tile[i].scale[k], floats(a.scale[h])), f[r][i]);
+                if constexpr (Coding<t>::minimum)
+                  f[r][i] = fma_floats(tile[i].minimum[k], floats(a.scaled_sum[h]), f[r][i]);
+              }
             }
-          }
-        }
+          });
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++)
           for (int i = 0; i < 2; i++) store_floats(to + r * PANEL + 16 * i, f[r][i]);

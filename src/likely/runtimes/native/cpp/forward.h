@@ -72,11 +72,11 @@ struct Forward {
   }
   // Prepared rows of a span, counted from its first.
   Rows rows_of(int width, Span span) const {
-    Rows rows = rows_from<kind>(e.narrow_view, span.first);
+    Rows rows = rows_of_span<kind>(e.narrow_view, span);
     rows.groups = (width + GROUP - 1) / GROUP;
     return rows;
   }
-  Rows wide_rows(Span span) const { return rows_from<kind>(e.wide_view, span.first); }
+  Rows wide_rows(Span span) const { return rows_of_span<kind>(e.wide_view, span); }
 
   // work(i) or work(i, the task that this thread does afterwards, or -1)
   template <class Work>

@@ -122,6 +122,17 @@ static Rows rows_from(const Rows& rows, int first) {
   }
 }
 
+// Rows of a span, counted from its first.  Those of CODES lie together, group by group, so that they stay in the cache.
+template <Kind kind>
+static Rows rows_of_span(const Rows& rows, Span span) {
+  Rows own = rows_from<kind>(rows, span.first);
+  if constexpr (kind == CODES) {
+    own.data = rows.data + (size_t)span.first * rows.groups * rows.unit;
+    own.count = span.size();
+  }
+  return own;
+}
+
 INLINE float root_mean(const float* x, int n, float epsilon) {
   f32x16 sum[4] = {};  // in parts, so that additions need not wait for one another
   int i = 0;
