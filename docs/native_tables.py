@@ -270,15 +270,22 @@ def static_codes(benchmark: Record, grid: Grid) -> str:
 
 def packed(benchmark: Record, grid: Grid) -> str:
     """Milliseconds per call of both runtimes on the same file, their ratio beside its target; memory, loading."""
-    head, parts = ["", "native, ms", "llama.cpp, ms", "times as fast"], []
+    parts = []
     for model in benchmark["models"]:
-        rows = []
+        rows, head = [], ["", "native, ms", "llama.cpp, ms", "times as fast"]
+        beside = any("over_openvino" in column for column in model["columns"].values())
+        if beside:
+            head += ["OpenVINO, ms", "times as fast"]
         for name, column in model["columns"].items():
             cell = times(column["speedup"])
             if column["target"] is not None:
                 cell += f"; {verdict(column['speedup']['median'], column['target'])}"
             ours, theirs = (number(column["milliseconds"][runtime][0]) for runtime in ("native", "llama.cpp"))
             rows.append([name, ours, theirs, cell])
+            if "over_openvino" in column:
+                rows[-1] += [number(column["milliseconds"]["OpenVINO"][0]), times(column["over_openvino"])]
+            elif beside:
+                rows[-1] += ["-", "-"]
         loads = model["loads"]
         first, again, other = (loads[name]["seconds"] for name in ("native, first", "native", "llama.cpp"))
         most = [loads[name]["VmHWM"] / 1e6 for name in ("native", "llama.cpp")]

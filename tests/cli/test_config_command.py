@@ -22,6 +22,20 @@ def test_a_default_is_set_used_overruled_and_taken_away(cli, tiny, tmp_path):
     assert cli("config", "threads").out == "threads = 1\n"
 
 
+def test_what_is_for_models_on_this_machine_stays_out_of_servers(cli, tiny):
+    assert cli("config", "threads", "1").code == 0 and cli("config", "runtime", "torch").code == 0
+    one_line(cli("ask", "hi", "-m", "http://127.0.0.1:1/v1"), 1, "cannot be reached")
+    one_line(cli("ask", "hi", "-m", "http://127.0.0.1:1/v1", "--threads", 2), 2, "a server has no option threads=")
+
+
+def test_the_format_of_keys_and_values_is_a_flag(cli, tiny):
+    plain = cli("generate", "a", "-m", tiny, "--max-tokens", 2, "--json").json
+    assert (
+        cli("generate", "a", "-m", tiny, "--max-tokens", 2, "--json", "--kv-dtype", "f32").json["text"] == plain["text"]
+    )
+    one_line(cli("generate", "a", "-m", tiny, "--kv-dtype", "q9"), 1, 'kv_dtype "q9"')
+
+
 def test_the_model_stays_out_of_verbs_whose_default_is_another_one(cli, tiny, tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("y\n1\n2\n")

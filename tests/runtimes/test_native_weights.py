@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import json
+import mmap
 import shutil
 import subprocess
 import sys

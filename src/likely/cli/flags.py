@@ -98,6 +98,12 @@ DtypeOption = Annotated[
 ]
 ContextOption = Annotated[int | None, typer.Option("--context", min=8, help="Tokens of context to make room for.")]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of the engine.")]
+KvDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype", metavar="FORMAT", help="Form of kept keys and values: f32, bf16, f16, q8_0, or blocks (bfp12)."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -110,6 +116,7 @@ class ModelFlags:
     dtype: DtypeOption = None
     context: ContextOption = None
     threads: ThreadsOption = None
+    kv_dtype: KvDtypeOption = None
 
     def named(self, source: str | None) -> ModelFlags:
         """The model that an argument of the verb names, beside -m, whose value may be a default of the user's own."""
@@ -124,11 +131,14 @@ class ModelFlags:
         from likely.lm.api import load
         from likely.models.load import is_url
 
-        sizes = (("context", self.context), ("threads", self.threads))
-        given: dict[str, Any] = {key: value for key, value in sizes if value is not None}
-        if self.runtime in (None, "native", "auto") and not is_url(self.model):
+        names = ("runtime", "dtype", "context", "threads", "kv_dtype")
+        given: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if is_url(self.model):  # a user's own defaults are for models on this machine
+            own = read_config()
+            given = {name: value for name, value in given.items() if own.get(name) != value}
+        elif self.runtime in (None, "native", "auto"):
             given["progress"] = _first_use()
-        return load(self.model, runtime=self.runtime, dtype=self.dtype, use=use, **given)
+        return load(self.model, use=use, **given)
 
     def open_local(self, use: Use = "single") -> Model:
         """A model on this machine; a URL is refused with a reason."""

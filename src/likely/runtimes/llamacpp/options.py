@@ -64,7 +64,7 @@ def choose_settings(
     if kv_dtype is not None and kv_dtype not in KV_TYPES:
         raise ValueError(
             f'unknown kv_dtype "{kv_dtype}"{nearest(kv_dtype, KV_TYPES)} (allowed on llama.cpp: {", ".join(KV_TYPES)}; '
-            'block formats such as bfp12 need runtime="torch")'
+            'block formats such as bfp12 need runtime="native" or "torch")'
         )
     if int(header.metadata.get("split.count", 0) or 0) > 1:
         raise ModelError("this is one part of a split model; join the parts first: llama-gguf-split --merge")
