@@ -15,8 +15,8 @@ pytestmark = pytest.mark.xdist_group("architecture")  # every file is parsed onc
 
 # which model answers, where the questions and answers lie, and how they are shown
 AROUND = {
-    "question", "model", "runtime", "dtype", "context", "threads", "system", "output", "overwrite", "limit", "settings",
-    "attached", "stats", "show", "html", "as_json", "show_prompt",
+    "question", "model", "runtime", "dtype", "context", "threads", "kv_dtype", "system", "output", "overwrite", "limit",
+    "settings", "attached", "stats", "show", "html", "as_json", "show_prompt",
 }  # fmt: skip
 SERVED_AS = {  # the server's words for it: OpenAI's and vLLM's
     "schema": "response_format", "regex": "guided_regex", "grammar": "guided_grammar", "choices": "guided_choice",

@@ -38,6 +38,7 @@ VERSION = 2  # of the form: a change makes files of old forms unused
 AHEAD_BYTES = 256 * 2**20  # of packed tensors that are made before they are written
 _LINE = 64
 _BLOCK = 8 * 2**20  # bytes written at a time: what is written in small pieces the system keeps in small pages
+_AT_ONCE = 256 * 2**20  # bytes of a file that are read at a time
 _POPULATE_READ = 22  # Linux's MADV_POPULATE_READ, which mmap names from Python 3.14 on
 
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
@@ -96,11 +97,13 @@ def _write(file: BinaryIO, parts: list[PackedTensor], progress: Progress | None,
 
     held = bytearray(header())
     for i, piece in _pieces(parts, progress, threads):
-        held += piece
         sums[i] = zlib.crc32(piece, sums[i])
-        if whole := len(held) // _BLOCK * _BLOCK:
-            file.write(held[:whole])
-            del held[:whole]
+        rest = memoryview(piece)
+        while len(held) + len(rest) >= _BLOCK:
+            missing = _BLOCK - len(held)
+            file.write(held + rest[:missing])
+            held, rest = bytearray(), rest[missing:]
+        held += rest
     file.write(held)
     file.seek(0)
     file.write(header())
@@ -188,7 +191,8 @@ def _mapped(path: Path) -> np.ndarray:
     if sys.platform == "linux":
         with suppress(OSError):  # an older kernel
             data.madvise(mmap.MADV_HUGEPAGE)
-            data.madvise(_POPULATE_READ)
+            for start in range(0, len(data), _AT_ONCE):  # in parts, so that Ctrl-C need not wait for all
+                data.madvise(_POPULATE_READ, start, min(_AT_ONCE, len(data) - start))
     return np.frombuffer(data, np.uint8)
 
 
