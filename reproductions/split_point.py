@@ -5,6 +5,8 @@ outside, and do intervals cover?  (b) Four UCI tables: coverage, width, interval
 errors, against quantile heads, CQR, a deep ensemble and MC dropout.  (c) CLINC150, a network on bags of words: does the
 gap find queries of no known intent, and do corrected probabilities hold?
 
+Split points of the tables are trained as published, the others as suits them.
+
   python reproductions/split_point.py            5 seeds, 5 splits
   python reproductions/split_point.py --quick    a smoke run, not written
   python reproductions/split_point.py --full     20 seeds, 20 splits, longer training
@@ -51,7 +53,7 @@ SDS, SDS_VAL = "SDS, heads on the classifier's rows", "SDS, heads on validation 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is computed: seeds, splits, steps of a network for a table, epochs of the cubic and of CLINC heads."""
+    """How much is computed; steps: of a baseline of a table;  table_*: how split points of a table are trained."""
 
     seeds: int = 5
     splits: int = 5
@@ -60,12 +62,14 @@ class Size:
     classifier_epochs: int = 12
     head_epochs: int = 60
     hidden: int = 128
+    table_epochs: int = 400
     members: int = 5
     passes: int = 50
     resamples: int = 300
+    table_rate: float = 1e-4
 
 
-QUICK = Size(2, 1, 60, 10, 1, 1, 8, 2, 4, 20)
+QUICK = Size(2, 1, 60, 10, 1, 1, 8, 3, 2, 4, 20)
 FULL = Size(20, 20, 6000, 400, 12, 300, 256)
 
 
@@ -194,13 +198,18 @@ def training_of(n: int, size: Size, seed: int) -> Training:
     return Training(max(1, round(size.steps / -(-n // batch))), batch, 3e-3, seed=seed)
 
 
+def published_batch(n: int) -> int:
+    """16 to 64 rows, by the size of the table."""
+    return 16 if n < 500 else 32 if n < 1000 else 64
+
+
 def split_points(X: Floats, y: Floats, tried: Floats, size: Size, seed: int) -> dict[str, Predicted]:
-    training = training_of(len(y), size, seed)
+    """As published: 50 units in either network, 400 epochs at a learning rate of 1e-4."""
     found = {}
     for name, held_out in ((SPC, 0.0), (SPC_HELD, 0.25)):
         made = SplitPointRegressor(
-            gap="root", held_out=held_out, epochs=training.epochs, batch=training.batch, seed=seed,
-            learning_rate=training.learning_rate,
+            gap="root", held_out=held_out, base_hidden=(50,), hidden=50, epochs=size.table_epochs,
+            batch=published_batch(len(y)), learning_rate=size.table_rate, seed=seed,
         ).fit(X, y)  # fmt: skip
         at = made.predict(tried)
         found[name] = Predicted(at.v, at.low, at.high, at.sds + at.aleatoric)
@@ -426,16 +435,19 @@ def intents_part(
                 size.resamples,
             )
         )  # fmt: skip
-    best = f"corrected, {SDS_VAL.removeprefix('SDS, ')}"
+    published, other = (f"corrected, {name.removeprefix('SDS, ')}" for name in (SDS, SDS_VAL))
     seen = "AUROC, no known intent"
     checks = [
         Check(
             statement="intents: AUROC for queries of no known intent, entropy less SDS", bound=0.0, unit="AUROC",
             value=found["entropy", seen] - found[SDS, seen],
         ),
-        Check(
-            statement="intents: ECE of corrected probabilities (heads on validation rows) less that of temperature "
-            "scaling", value=ece[best] - ece["temperature"], bound=0.0, unit="share",
+        *(
+            Check(
+                statement=f"intents: ECE of corrected probabilities (heads on {rows} rows) less that of temperature "
+                "scaling", value=ece[name] - ece["temperature"], bound=0.0, unit="share",
+            )
+            for name, rows in ((other, "validation"), (published, "the classifier's"))
         ),
     ]  # fmt: skip
     return (
@@ -444,8 +456,8 @@ def intents_part(
         (
             f"intents: AUROC {found[SDS, seen]:.3f} for unknown ones by SDS ({found[SDS_VAL, seen]:.3f} with heads on "
             f"validation rows; entropy {found['entropy', seen]:.3f}, energy {found['energy', seen]:.3f}, max-softmax "
-            f"{found['1 − max-softmax', seen]:.3f}); ECE {ece['as it is']:.3f} → {ece[best]:.3f} corrected, "
-            f"{ece['temperature']:.3f} by temperature"
+            f"{found['1 − max-softmax', seen]:.3f}); ECE {ece['as it is']:.3f} → {ece[published]:.3f} corrected "
+            f"({ece[other]:.3f} with heads on validation rows), {ece['temperature']:.3f} by temperature"
         ),
     )
 
@@ -506,7 +518,8 @@ def study(
             "mean, so a wrong mean with equal sides shows in no form of it. What finds inputs from outside is how "
             "heads extrapolate, which differs from seed to seed: see the intervals of the cubic.",
             "The published training of the toy (5,000 steps on all points at once, coverage loss); here 200 epochs in "
-            "batches of 128, pinball loss.",
+            "batches of 128, pinball loss. The tables are trained as published, but for that loss; intents with fewer "
+            "epochs at a larger step size.",
             "Five of the nine UCI tables, depth estimation, images, ImageNet, LUMA: no GPU and no such data here.",
             "Evidential regression, Laplace, Gaussian mixtures on features, orthonormal certificates: no comparison.",
             "Language models large enough to answer: `option_features` is tested on a tiny one only.",

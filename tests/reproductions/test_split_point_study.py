@@ -31,12 +31,12 @@ def clusters(seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 
 def test_the_study_runs(study):
-    size = study.Size(1, 1, 20, 2, 3, 3, 8, 2, 3, 5)
+    size = study.Size(1, 1, 20, 2, 3, 3, 8, 3, 2, 3, 5)
     found = study.study(
         {"a": line(120, 0), "b": line(150, 1)}, *clusters(0), size, full=False,
         report=lambda text: None,
     )  # fmt: skip
-    assert found.id == "split_point" and len(found.checks) == 8 and not found.models
+    assert found.id == "split_point" and len(found.checks) == 9 and not found.models
     subjects = {f.subject for f in found.figures}
     assert {f"{name}: {method}" for name in "ab" for method in study.METHODS} <= subjects
     assert {f"intents: {study.SDS}", "intents: energy", "intents: probabilities temperature"} <= subjects
@@ -59,7 +59,7 @@ def test_members_become_one_law(study):
 
 @pytest.mark.parametrize("make", ["split_points", "quantiles", "ensemble", "dropout"])
 def test_every_method_covers_about_as_much_as_it_says(study, make):
-    size = study.Size(steps=400, members=2, passes=10)
+    size = study.Size(steps=400, table_epochs=25, table_rate=3e-3, members=2, passes=10)
     (X, y), (tried, truth) = line(500, 2), line(1000, 3)
     for name, found in getattr(study, make)(X, y, tried, size, 0).items():
         covered = ((found.low <= truth) & (truth <= found.high)).mean()
@@ -76,7 +76,7 @@ def test_a_score_that_ranks_nothing_fails_its_check(study, monkeypatch):
             for m in (study.SPC, study.SPC_WIDE, study.SPC_HELD)
         }
 
-    size = study.Size(splits=2, steps=80, members=2, passes=3, resamples=5)
+    size = study.Size(splits=2, steps=80, table_epochs=9, table_rate=3e-3, members=2, passes=3, resamples=5)
     sets = {"a": line(600, 4)}
     assert study.tables_part(sets, size)[1][1].holds
     monkeypatch.setattr(study, "split_points", blind)
