@@ -58,6 +58,30 @@ inline void dot(int to, int a, int b) {
       memcpy(&unit.data[to][m][4 * n], &sum, 4);
     }
 }
+inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? 0 * x : x; }
+inline float from_bf16(const uint8_t* at) {
+  uint32_t bits = (uint32_t)at[0] << 16 | (uint32_t)at[1] << 24;
+  float value;
+  memcpy(&value, &bits, 4);
+  return flushed(value);
+}
+// to[m][n] += sum of a[m][2 k + i] times b[k][2 n + i], i = 0 and i = 1 summed apart, in bf16
+inline void dot_bf16(int to, int a, int b) {
+  unit.need(to), unit.need(a), unit.need(b);
+  if (unit.rows[to] != unit.rows[a] || unit.row_bytes[to] != unit.row_bytes[b] || unit.row_bytes[a] != 4 * unit.rows[b])
+    abort();
+  for (int m = 0; m < unit.rows[to]; m++)
+    for (int n = 0; n < unit.row_bytes[to] / 4; n++) {
+      float all, sum[2] = {0, 0};
+      for (int k = 0; k < unit.row_bytes[a] / 4; k++)
+        for (int i = 0; i < 2; i++)
+          sum[i] = flushed(__builtin_fmaf(from_bf16(&unit.data[a][m][4 * k + 2 * i]),
+                                          from_bf16(&unit.data[b][k][4 * n + 2 * i]), sum[i]));
+      memcpy(&all, &unit.data[to][m][4 * n], 4);
+      all = flushed(flushed(all) + flushed(sum[0] + sum[1]));
+      memcpy(&unit.data[to][m][4 * n], &all, 4);
+    }
+}
 inline long allow(long, long, long) { return 0; }  // the kernel's permission
 }  // namespace tiles_in_software
 
@@ -70,6 +94,7 @@ extern "C" long tiles_multiplied() { return tiles_in_software::multiplied; }
 #undef _tile_zero
 #undef _tile_dpbsud
 #undef _tile_dpbssd
+#undef _tile_dpbf16ps
 #define _tile_loadconfig tiles_in_software::load_config
 #define _tile_release tiles_in_software::release
 #define _tile_zero tiles_in_software::zero
@@ -77,4 +102,5 @@ extern "C" long tiles_multiplied() { return tiles_in_software::multiplied; }
 #define _tile_stored tiles_in_software::store
 #define _tile_dpbsud tiles_in_software::dot<uint8_t>
 #define _tile_dpbssd tiles_in_software::dot<int8_t>
+#define _tile_dpbf16ps tiles_in_software::dot_bf16
 #define syscall tiles_in_software::allow

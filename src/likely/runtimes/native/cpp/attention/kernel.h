@@ -158,7 +158,7 @@ static void soften_rows(const Shape& s, const Seen* seen, int share, int from, i
   }
 }
 
-#if LIKELY_AMX
+#if LIKELY_AMX_BF16
 // Sixteen rows at once by the tile unit, however many are asked for: the rows after those are computed and left out, so
 // that a row's numbers do not depend on its company.
 static void scores_by_tiles(const Shape& s, const uint8_t* query, const Block& block, float* score) {
@@ -206,7 +206,7 @@ static void weigh_by_tiles(const Shape& s, const uint8_t* weight, const Block& b
 
 template <bool half>
 static void score_rows(const Shape& s, int from, int to, const Block& block, Scratch& x) {
-#if LIKELY_AMX
+#if LIKELY_AMX_BF16
   if (half && x.tiles && !s.direct()) {
     for (int r = from; r < to; r += LANES)
       scores_by_tiles(s, &x.query[r * s.row()], block, &x.score[(size_t)r * BLOCK]);
@@ -227,7 +227,7 @@ static void score_rows(const Shape& s, int from, int to, const Block& block, Scr
 }
 template <bool half>
 static void sum_values(const Shape& s, int from, int to, const Block& block, Scratch& x) {
-#if LIKELY_AMX
+#if LIKELY_AMX_BF16
   if (half && x.tiles) {
     for (int r = from; r < to; r += LANES)
       weigh_by_tiles(s, &x.weight[(size_t)r * BLOCK * 4], block, &x.out[(size_t)r * s.wide], std::min(LANES, to - r));

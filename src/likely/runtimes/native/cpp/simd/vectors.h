@@ -28,10 +28,15 @@
 #else
 #define LIKELY_BF16 0
 #endif
-#if LIKELY_VNNI && LIKELY_BF16 && defined(__AMX_INT8__) && defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
+#if LIKELY_VNNI && defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
 #define LIKELY_AMX 1
 #else
 #define LIKELY_AMX 0
+#endif
+#if LIKELY_AMX && defined(__AMX_BF16__)
+#define LIKELY_AMX_BF16 1
+#else
+#define LIKELY_AMX_BF16 0
 #endif
 #if !defined(LIKELY_PLAIN) && defined(__AVX2__)
 #define LIKELY_AVX2 1
