@@ -54,7 +54,7 @@ def test_the_study_runs_and_a_second_run_computes_nothing(modules, lm, tmp_path,
     found = run()
     assert found.id == "asr_nbest" and len(found.checks) == 2
     names = {f.subject for f in found.figures}
-    assert {study.ONE, study.FIVE, study.MARGINAL, study.ROVER} <= names
+    assert {study.ONE, study.FIVE, study.SAID, study.MARGINAL, study.ROVER} <= names
     by = {(f.subject, f.quantity): f.value for f in found.figures}
     assert by["recogniser, all", "WER, best of 5"] == 0 < by["recogniser, all", "WER, 1-best"]
     monkeypatch.setattr(study, "train_lora", None)
