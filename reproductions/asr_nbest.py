@@ -4,8 +4,8 @@ Utterances that spoken_lists.py had read aloud and recognised: commands of 12 in
 assistant.  SmolLM2-135M is fine-tuned with LoRA to answer with the intent or "none", with several seeds: shown the
 best transcript, five of them, or what was said (--full: also ten, and other styles).  On held-out utterances: how often
 it is wrong, how often it is wrong about whether the assistant was addressed at all, and by how much more where
-recognition was bad.  Beside these, what the model of one transcript reaches with five prompts averaged by posterior, and
-with ROVER's vote.
+recognition was bad.  Beside these, what the model of one transcript reaches with five prompts averaged by posterior,
+and with ROVER's vote.
 
   python reproductions/spoken_lists.py             makes the lists, once (flite, likely[speech])
   python reproductions/asr_nbest.py --quick        few steps and utterances, nothing is written
