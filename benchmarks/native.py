@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
@@ -31,10 +30,12 @@ from typing import Any
 
 import numpy as np
 import protocol
+from openvino_peer import OpenVino
 
 import likely
 from likely.bench.timing import Ratio, Timing, interleaved, speedup
 from likely.data import load_records
+from likely.errors import LikelyError
 from likely.models.catalog import find_model
 from likely.models.convert import convert
 from likely.runtimes.machine import cores
@@ -90,73 +91,6 @@ class Shapes:
             **{f"sequences {n}": partial(self.sequences, n) for n in SEQUENCES},
             f"prefill {PREFILL}": self.prefill,
         }
-
-
-# --- OpenVINO, in a process of its own --------------------------------------------------------------------------------
-
-_OPENVINO = """
-import json, sys, time
-import numpy as np, openvino as ov, openvino_genai as genai
-gguf, path, threads, context = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-rng, core = np.random.default_rng(0), ov.Core()
-request = core.compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"})
-request = request.create_infer_request()
-names = {name for i in request.model_inputs for name in i.names}
-pipeline = genai.LLMPipeline(gguf, "CPU", INFERENCE_NUM_THREADS=threads)  # its prefill computes the last row alone
-config = genai.GenerationConfig()
-config.max_new_tokens, config.do_sample, config.apply_chat_template = 1, False, False
-def call(tokens, past):
-    n = len(tokens)
-    given = {"input_ids": np.array([tokens], np.int64), "attention_mask": np.ones((1, past + n), np.int64),
-             "position_ids": np.arange(past, past + n, dtype=np.int64)[None], "beam_idx": np.zeros(1, np.int32)}
-    request.infer({k: v for k, v in given.items() if k in names})
-    return request.get_output_tensor(0).data
-for line in sys.stdin:
-    ask = json.loads(line)
-    if ask["what"] == "logits":
-        request.reset_state()
-        np.save(ask["to"], call(ask["tokens"], 0)[0].astype(np.float32))
-        print(json.dumps({}), flush=True)
-        continue
-    tokens = rng.integers(3, 20000, ask["n"]).tolist()
-    if ask["what"] == "positions":
-        request.reset_state()
-        call(rng.integers(3, 20000, context).tolist(), 0)
-        started = time.perf_counter()
-        call(tokens, context)
-    else:
-        given = ov.Tensor(np.array([tokens], np.int64))
-        started = time.perf_counter()
-        pipeline.generate(given, config)
-    print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
-"""
-
-
-class OpenVino:
-    """The model that OpenVINO GenAI makes of a GGUF file, with its own keys and values; every row has logits."""
-
-    def __init__(self, python: str, gguf: Path, folder: Path):
-        path = folder / "model.gguf"
-        path.write_bytes(gguf.read_bytes())
-        make = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
-        subprocess.run([python, "-c", make, str(path)], check=True, capture_output=True)
-        self._process = subprocess.Popen(
-            [python, "-c", _OPENVINO, str(path), str(folder / "openvino_model.xml"), str(cores()), str(CONTEXT)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def ask(self, **question: Any) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def seconds(self, column: str) -> float | None:
-        what, n = column.split()
-        return None if what == "sequences" else float(self.ask(what=what, n=int(n))["seconds"])
-
-    def close(self) -> None:
-        self._process.kill()
 
 
 # --- floors -----------------------------------------------------------------------------------------------------------
@@ -246,9 +180,9 @@ def measure(model: str, *, rounds: int, quick: bool, python: str | None) -> dict
         openvino, why_not = None, "no --openvino was given"
         if python:
             try:
-                openvino = OpenVino(python, find_model(model), folder)
-            except subprocess.CalledProcessError as error:
-                why_not = f"it does not read the file ({error.stderr.decode().strip().splitlines()[-1]})"
+                openvino = OpenVino(python, find_model(model), folder / "openvino", CONTEXT)
+            except LikelyError as error:
+                why_not = str(error)
         shapes = {name: Shapes(lm.runtime).columns() for name, lm in loaded.items()}
         names = list(next(iter(shapes.values())))
         columns = {name: _column(name, {e: c[name] for e, c in shapes.items()}, openvino, rounds) for name in names}
@@ -282,19 +216,12 @@ def with_floors(record: dict[str, Any], lm: Any) -> dict[str, Any]:
 
 def _column(name: str, runs: Columns, openvino: OpenVino | None, rounds: int) -> dict[str, Timing]:
     """All runtimes once in each of `rounds` rounds; OpenVINO times itself, without the way to its process."""
-    theirs: list[float] = []
-
-    def ask() -> None:
-        assert openvino
-        if (seconds := openvino.seconds(name)) is not None:
-            theirs.append(seconds)
-
     few = rounds if name not in ("positions 32", "positions 64") else max(3, rounds // 2)
-    every = {**runs, **({"OpenVINO": ask} if openvino else {})}
+    peer = None if name.startswith("sequences") else openvino
+    every = {**runs, **({"OpenVINO": partial(peer.call, name)} if peer else {})}
     timings = interleaved(every, rounds=few, warmup=WARMUP, settled=True)
-    timings.pop("OpenVINO", None)
-    if theirs:
-        timings["OpenVINO"] = Timing("OpenVINO", theirs[1::2][WARMUP:])
+    if peer:
+        timings["OpenVINO"] = peer.timing(WARMUP)
     print(name, {e: f"{1e3 * t.median_s:.2f}" for e, t in timings.items()}, flush=True)
     return timings
 

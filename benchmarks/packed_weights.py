@@ -42,6 +42,7 @@ from unittest.mock import patch
 
 import numpy as np
 import protocol
+from openvino_peer import OpenVino
 
 from likely.bench.timing import Timing, interleaved, speedup
 from likely.errors import LikelyError
@@ -144,55 +145,6 @@ def random_pieces(size: tuple[int, ...], kind: str, rng: np.random.Generator) ->
         yield rows.tobytes()
 
 
-_OPENVINO = """
-import json, sys, time
-import numpy as np, openvino as ov
-path, threads, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-request = ov.Core().compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"})
-request, rng = request.create_infer_request(), np.random.default_rng(0)
-names = {name for i in request.model_inputs for name in i.names}
-def call(n, past):
-    given = {"input_ids": rng.integers(3, 20000, (1, n)), "attention_mask": np.ones((1, past + n), np.int64),
-             "position_ids": np.arange(past, past + n, dtype=np.int64)[None], "beam_idx": np.zeros(1, np.int32)}
-    request.infer({k: v for k, v in given.items() if k in names})
-    return request.get_output_tensor(0).data
-for line in sys.stdin:
-    what, n = line.split()
-    request.reset_state()
-    if what == "positions":
-        call(context, 0)
-    started = time.perf_counter()
-    call(int(n), context if what == "positions" else 0)
-    print(json.dumps(time.perf_counter() - started), flush=True)
-"""
-
-
-class OpenVino:
-    """The graph that OpenVINO GenAI makes of a GGUF file, in a process of its own that times its calls itself."""
-
-    def __init__(self, python: str, gguf: Path, folder: Path):
-        folder.mkdir()
-        (folder / gguf.name).symlink_to(gguf)
-        make = "import sys, openvino_genai as g; g.LLMPipeline(sys.argv[1], 'CPU', enable_save_ov_model=True)"
-        subprocess.run([python, "-c", make, str(folder / gguf.name)], capture_output=True, check=False)
-        if not (graph := folder / "openvino_model.xml").is_file():
-            raise LikelyError(f"OpenVINO has written no graph of {gguf}")
-        self._process = subprocess.Popen(
-            [python, "-c", _OPENVINO, str(graph), str(cores()), str(CONTEXT)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.seconds: list[float] = []
-
-    def call(self, column: str) -> None:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(column + "\n")
-        self._process.stdin.flush()
-        self.seconds.append(float(self._process.stdout.readline()))
-
-    def shutdown(self) -> None:
-        self._process.kill()
-
-
 # --- what is timed ----------------------------------------------------------------------------------------------------
 
 
@@ -289,19 +241,19 @@ def measure(
         for runtime in opened.values():
             stack.callback(runtime.shutdown)  # type: ignore[attr-defined]
         calls = {name: Calls(runtime).columns() for name, runtime in opened.items()}
-        other = OpenVino(openvino, path, Path(scratch) / "openvino") if openvino else None
+        other = OpenVino(openvino, path, Path(scratch) / "openvino", CONTEXT, pipeline=False) if openvino else None
         if other:
-            stack.callback(other.shutdown)
+            stack.callback(other.close)
         columns: dict[str, Any] = {}
         for column in only or calls["native"]:
             few = max(2, rounds // 2) if column.startswith("prefill") else rounds
             runs = {name: own[column] for name, own in calls.items()}
-            if other and not column.startswith("sequences"):
-                other.seconds.clear()
-                runs["OpenVINO"] = partial(other.call, column)
+            peer = None if column.startswith("sequences") else other
+            if peer:
+                runs["OpenVINO"] = partial(peer.call, column)
             timings = interleaved(runs, rounds=few, warmup=1, settled=True)
-            if other and "OpenVINO" in timings:  # each is called twice a round, and the second counts
-                timings["OpenVINO"] = Timing("OpenVINO", other.seconds[1::2][1:])
+            if peer:
+                timings["OpenVINO"] = peer.timing(warmup=1)
             columns[column] = _row(column, timings)
             print(json.dumps({"shape": shape, "kind": kind, "column": column, **columns[column]}), flush=True)
         native: Any = opened["native"]

@@ -82,19 +82,31 @@ INLINE void sum_by_tiles(const uint8_t* rows, int unit, const uint8_t* one, cons
 // Sums are whole, and so all bits are those of multiply_tile.
 template <Type t>
 static void multiply_by_tiles(const uint8_t* panel, const Rows& rows, int m0, int n, float* out) {
-  constexpr int GROUPS = Unpacked<t>::GROUPS, PARTS = Unpacked<t>::PARTS;
+  constexpr int PARTS = Unpacked<t>::PARTS;
+  const int together = n > 16 ? Unpacked<t>::GROUPS : Unpacked<t>::GROUPS / 2;  // few rows: less between two reads
   alignas(64) int32_t sum[2][Unpacked<t>::ALL][16][16];
   Unpacked<t> tile[2];
   const size_t stride = (size_t)rows.count * rows.unit;  // from 64 inputs to the next
   Groups<t> walk[2] = {Groups<t>(panel), Groups<t>(panel + Coding<t>::tile_bytes(rows.groups))};
-  for (int first = 0; first < 2 * rows.groups; first += GROUPS) {
-    const int count = std::min(GROUPS, 2 * rows.groups - first);
+  for (int first = 0; first < 2 * rows.groups; first += together) {
+    const int count = std::min(together, 2 * rows.groups - first);
     for (int i = 0; i < 2; i++) tile[i].read(walk[i], count);
-    // what comes next is fetched little by little, while these are multiplied: all at once it would be waited for
-    const int steps = 3 * n / 16 * PARTS * count, share = (2 * GROUPS * (int)Coding<t>::group / 64 + steps - 1) / steps;
-    int ahead = 0;
+    // what comes next is fetched little by little, while these are multiplied: all at once it would be waited for.  What
+    // follows that is on its way to the second cache.
+    const size_t bytes = count * Coding<t>::group;
+    const size_t steps = 3 * n / 16 * PARTS * count, share = (bytes / 64 + steps) / steps * 64;
+    const auto next_of = [&](int i, int step) {  // behind a panel the next one's two tiles, each a tile's bytes further
+      const bool beyond = first + (step + 1) * count >= 2 * rows.groups;
+      return walk[i].at + step * bytes + (beyond ? Coding<t>::tile_bytes(rows.groups) : 0);
+    };
+    const uint8_t *const soon[2] = {next_of(0, 0), next_of(1, 0)}, *const later[2] = {next_of(0, 1), next_of(1, 1)};
+    size_t line = 0;
     const auto fetch_share = [&] {
-      for (int l = 0; l < share; l++, ahead++) __builtin_prefetch(walk[ahead % 2].at + 64 * (ahead / 2));
+      for (const size_t end = std::min(line + share, bytes); line < end; line += 64)
+        for (int i = 0; i < 2; i++) {
+          __builtin_prefetch(soon[i] + line);
+          __builtin_prefetch(later[i] + line, 0, 2);
+        }
     };
     for (int m = 0; m < n; m += 16) {
       const uint8_t* block = (const uint8_t*)activations(rows, first / 2, m0 + m);

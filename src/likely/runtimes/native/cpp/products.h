@@ -251,7 +251,7 @@ INLINE void add_group(const Scales<t>& s, const Get& get, const uint8_t* block, 
 
 // Rows whose sums stay in registers together; more are taken block by block, and codes unpacked again for each: unpacked
 // to memory once for all of them, they cost more than that.
-constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 128, FETCH = 1536;
+constexpr int AT_ONCE = LIKELY_VNNI ? 8 : 4, MOST_TOGETHER = 128;
 
 // work(rows as a constant) for the next block of `n` rows; how many they are.  Of nearly equal size, or powers of two:
 // each size is compiled for every type.
@@ -271,6 +271,15 @@ INLINE int a_block(int n, const Work& work) {
   }
 }
 
+// What comes after the `bytes` that are read now: soon, to the first cache; later, to the second.
+INLINE void fetch_ahead(const uint8_t* at, size_t bytes) {
+  constexpr size_t SOON = 768, LATER = 6144;
+  for (size_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(at + SOON + line);
+    __builtin_prefetch(at + LATER + line, 0, 2);
+  }
+}
+
 // Codes are unpacked in registers, as they come from memory.
 template <Type t, int M>
 __attribute__((noinline)) static void multiply_tile(const uint8_t* tile, const Rows& rows, int m0, float* out) {
@@ -282,7 +291,7 @@ __attribute__((noinline)) static void multiply_tile(const uint8_t* tile, const R
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
       const uint8_t* group = walk.next();
-      fetch_lines(group + FETCH, Coding<t>::group);
+      fetch_ahead(group, Coding<t>::group);
       const uint8_t* codes = group + Coding<t>::scale_bytes;
       add_group<t, M>(scales_of<t>(walk.head, group), [&](auto s) { return unpack_step<t, s.value>(codes); }, block,
                       rows.unit, h, f);
@@ -302,7 +311,7 @@ __attribute__((noinline)) static void multiply_merged(const uint8_t* tile, const
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
       const uint8_t* codes = walk.next();
-      fetch_lines(codes + FETCH, Coding<t>::group);
+      fetch_ahead(codes, Coding<t>::group);
       sum_steps<t, M, 0, 8>([&](auto s) { return unpack_step<t, s.value>(codes); }, block + 32 * h, MERGED_UNIT,
                             [&](int m, Ints own) { sum[m] = plus(sum[m], own); });
     }
