@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class LikelyError(Exception):
@@ -52,6 +53,20 @@ class RemoteError(LikelyError):
 def missing_extra(package: str, extra: str) -> CapabilityError:
     """The one line for a missing optional package."""
     return CapabilityError(f"{package} is not installed. Run: pip install 'likely[{extra}]'")
+
+
+def missing_optional(error: ModuleNotFoundError) -> CapabilityError | None:
+    """The one line for a package that an import did not find; None where no extra of likely brings it."""
+    from importlib.metadata import PackageNotFoundError, requires  # where something is missing, and not at every start
+
+    package = (error.name or "").split(".")[0]
+    brought: dict[str, list[str]] = {}  # packages by extra
+    with suppress(PackageNotFoundError):
+        for line in requires("likely") or ():
+            if found := re.match(r"([\w.-]+).*extra == .([\w-]+)", line):
+                brought.setdefault(found[2], []).append(re.sub(r"[._]", "-", found[1]).lower())
+    extras = [extra for extra, names in brought.items() if package.replace("_", "-").lower() in names]
+    return missing_extra(package, min(extras, key=lambda extra: len(brought[extra]))) if extras else None
 
 
 @contextmanager

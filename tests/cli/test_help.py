@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 from test_commands import one_line
@@ -12,6 +14,7 @@ from likely.calibration.recalibrators.table import RECALIBRATORS
 from likely.cli.app import command
 from likely.cli.help import LIST, TABLES, filled
 from likely.cli.help import names as names_of
+from likely.errors import missing_optional
 from likely.runtimes.kinds import KINDS
 from likely.uncertainty.table import ESTIMATORS
 
@@ -56,3 +59,35 @@ def test_every_list_with_commas_is_refused_in_parts():
 
     options = [p for c in commands(command()) for p in c.params if "commas" in (getattr(p, "help", None) or "")]
     assert len(options) >= 10 and {p.metavar for p in options} == {LIST}
+
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from likely.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    "verb", [("compress", "--help"), ("study", "calibration", "--help"), ("align", "train", "--help")]
+)
+def test_help_needs_no_torch(verb):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *verb], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: likely" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    "verb", [("compress", "tiny", "--out", "x.gguf"), ("stats", "tiny"), ("study", "calibration", "tiny", "--json")]
+)
+def test_a_verb_that_needs_torch_names_the_extra_that_brings_it(verb, tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *verb], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+    assert done.stderr.strip() == "Error: torch is not installed. Run: pip install 'likely[torch]'"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("torch", "torch"), ("peft.tuners", "train"), ("prometheus_client", "serve")]
+)
+def test_the_smallest_extra_that_brings_a_missing_package_is_named(module, extra):
+    assert f"likely[{extra}]" in str(missing_optional(ModuleNotFoundError(name=module)))
+
+
+def test_a_package_of_no_extra_is_an_accident():
+    assert missing_optional(ModuleNotFoundError(name="no_such_package")) is None
+    assert missing_optional(ModuleNotFoundError("without a name")) is None

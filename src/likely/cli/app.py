@@ -15,7 +15,7 @@ import typer
 from likely import __version__
 from likely.cli.config import defaults_for, read_config
 from likely.cli.help import VerbCommand
-from likely.errors import LikelyError
+from likely.errors import LikelyError, missing_optional
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # typer re-exports only the subclass
 
@@ -118,6 +118,8 @@ def run(arguments: Sequence[str]) -> int:
     except MemoryError as error:
         return _fail(MemoryError(f"out of memory ({error}): take a smaller model or less text at a time"), 1, debug)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_optional(error)):
+            return _fail(missing, 1, debug)
         if debug:
             raise
         message = _one_line(f"{type(error).__name__}: {error}")

@@ -38,8 +38,15 @@ def names(table: str) -> list[str]:
 
 
 def filled(text: str) -> str:
-    """The text with the names of the tables that it mentions."""
-    return _PLACE.sub(lambda found: ", ".join(names(found[1])), text)
+    """The text with the names of the tables that it mentions, or which package is missing that would tell them."""
+
+    def listed(found: re.Match[str]) -> str:
+        try:
+            return ", ".join(names(found[1]))
+        except ModuleNotFoundError as error:
+            return f"listed once {error.name} is installed"
+
+    return _PLACE.sub(listed, text)
 
 
 class VerbCommand(TyperCommand):
