@@ -68,7 +68,8 @@ class OpenVino:
         ran = subprocess.run([python, "-c", make, str(path)], capture_output=True, text=True, check=False)
         graph = folder / "openvino_model.xml"
         if not graph.is_file() or (pipeline and ran.returncode):
-            raise LikelyError(f"OpenVINO does not read {gguf}: {[*ran.stderr.strip().splitlines(), 'no word'][-1]}")
+            said = ran.stderr.strip().splitlines() or ["it does not say why"]
+            raise LikelyError(f"OpenVINO does not read {gguf}: {said[-1]}")
         self._process = subprocess.Popen(
             [python, "-c", _PROCESS, str(path) if pipeline else "", str(graph), str(cores()), str(context)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -91,3 +91,9 @@ def test_the_smallest_extra_that_brings_a_missing_package_is_named(module, extra
 def test_a_package_of_no_extra_is_an_accident():
     assert missing_optional(ModuleNotFoundError(name="no_such_package")) is None
     assert missing_optional(ModuleNotFoundError("without a name")) is None
+
+
+def test_help_hides_no_table_that_is_broken(monkeypatch):
+    monkeypatch.setitem(TABLES, "compressions", ("likely.no_such_module", "METHODS"))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        filled("{compressions}")

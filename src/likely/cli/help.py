@@ -12,6 +12,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from likely.errors import missing_optional
+
 TABLES = {
     "recalibrators": ("likely.calibration.recalibrators.table", "RECALIBRATORS"),
     "estimators": ("likely.uncertainty.table", "ESTIMATORS"),
@@ -44,6 +46,8 @@ def filled(text: str) -> str:
         try:
             return ", ".join(names(found[1]))
         except ModuleNotFoundError as error:
+            if not missing_optional(error):
+                raise
             return f"listed once {error.name} is installed"
 
     return _PLACE.sub(listed, text)
